@@ -1,0 +1,28 @@
+"""graphprune: the compiler for making neural networks smaller."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+__all__ = ["GraphPruneError", "Options", "Plan", "Result", "__version__", "inspect", "prune", "verify"]
+
+if TYPE_CHECKING:
+    from graphprune.errors import GraphPruneError
+    from graphprune.options import Options
+    from graphprune.pipeline import Result, inspect, prune, verify
+    from graphprune.plan import Plan
+
+_HOMES = {
+    "GraphPruneError": "errors", "Options": "options", "Plan": "plan", "Result": "pipeline", "inspect": "pipeline",
+    "prune": "pipeline", "verify": "pipeline",
+}  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    # Imported on first use: `graphprune --help` must not wait for onnxruntime.
+    if name in _HOMES:
+        import importlib
+
+        return getattr(importlib.import_module(f"graphprune.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'graphprune' has no attribute '{name}'")

@@ -1,0 +1,1 @@
+"""Where models go: the ONNX writer, ONNX Runtime, and what further targets need."""

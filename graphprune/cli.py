@@ -1,0 +1,204 @@
+"""The command line: parse, call the API, print. Nothing else lives here."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from graphprune import __version__
+from graphprune.errors import GraphPruneError
+
+if TYPE_CHECKING:
+    from graphprune.pipeline import Result
+
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+
+
+class Commands(click.Group):
+    """Turns every error of ours into one message and its exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except GraphPruneError as error:
+            if ctx.params.get("debug"):
+                raise
+            _fail(str(error), error.exit_code)
+        except (MemoryError, RecursionError) as error:
+            if ctx.params.get("debug"):
+                raise
+            _fail(f"{type(error).__name__}: the model is too large or too deeply nested for this machine", 2)
+        except KeyboardInterrupt:
+            _fail("interrupted; nothing was written", 130)
+
+
+def _fail(message: str, code: int) -> None:
+    click.secho("error: ", fg="red", bold=True, err=True, nl=False)
+    click.echo(message, err=True)
+    sys.exit(code)
+
+
+@click.group(cls=Commands, context_settings=CONTEXT)
+@click.version_option(__version__, prog_name="graphprune")
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+def cli(debug: bool) -> None:
+    """Make neural networks smaller: cut any ONNX file, and prove the cut.
+
+    \b
+    graphprune run model.onnx --pass entropy --rate 0.5
+    """
+
+
+def _shape_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option(
+        "--shape", "shapes", multiple=True, metavar="NAME=1x3x224x224",
+        help="Sizes of dynamic axes while analysing; the written model keeps its dynamic axes.",
+    )(command)  # fmt: skip
+
+
+@cli.command()
+@click.argument("model")
+@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path),
+              help="Where to write; default MODEL.pruned.onnx, in the current folder.")  # fmt: skip
+@click.option("--pass", "passes", multiple=True, metavar="NAME[{opt=val,...}]",
+              help="Criteria to score by (see 'graphprune passes'). Default l1.")  # fmt: skip
+@click.option("--rate", type=float, help="Share of the prunable indices to remove, 0 < R < 1. Default 0.5.")
+@click.option("--budget", metavar="macs=0.5|params=0.5", help="What to keep, instead of a rate.")
+@click.option("--scope", type=click.Choice(["global", "group"]), default="global", show_default=True,
+              help="One threshold over all groups, or the same rate in each.")  # fmt: skip
+@click.option("--grain", type=click.Choice(["coarse", "fine", "both"]), default="coarse", show_default=True,
+              help="Heads and groups, or what is within them.")  # fmt: skip
+@click.option("--floor", type=float, default=0.1, show_default=True, help="Share of each group that is always kept.")
+@click.option("--align", default="1", metavar="N", help="Kept widths are multiples of N.")
+@click.option("--exact", is_flag=True, help="Leave what normalisations look across.")
+@click.option("--keep", multiple=True, metavar="GLOB", help="Tensors to leave whole.")
+@click.option("--data", metavar="PATH", help="Calibration data: a folder of images, .npy, or .npz by input name.")
+@click.option("--samples", type=int, default=16, show_default=True, help="Calibration samples.")
+@click.option("--mean", metavar="A,B,C", help="Per channel, for images.")
+@click.option("--std", metavar="A,B,C", help="Per channel, for images.")
+@click.option("--layout", type=click.Choice(["NCHW", "NHWC"]), help="For images, where the shape leaves it open.")
+@click.option(
+    "--eval", "evaluation", metavar="MODULE:FUNCTION", help="A function of an .onnx path, called before and after."
+)
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output, for machines.")
+@_shape_option
+def run(model: str, output: Path | None, align: str, mean: str | None, std: str | None, shapes: tuple[str, ...],
+        evaluation: str | None, as_json: bool, **options: Any) -> None:  # fmt: skip
+    """Cut MODEL, prove the cut, write OUT.onnx and OUT.plan.json."""
+    from graphprune.pipeline import evaluate, prune
+    from graphprune.printing import Display, print_result
+    from graphprune.writing import check_output
+
+    if not align.isdigit() or int(align) < 1:
+        raise click.UsageError(f"--align {align}: a whole number of 1 or more ('auto' needs a device: not yet)")
+    output = Path(f"{Path(model).stem}.pruned.onnx") if output is None else output
+    check_output(model, output)
+    with Display(quiet=as_json) as display:
+        result = prune(
+            model, passes=options.pop("passes") or ("l1",), progress=display.progress, align=int(align),
+            mean=_numbers("--mean", mean), std=_numbers("--std", std), shapes=_shapes(model, shapes), **options,
+        )  # fmt: skip
+        if evaluation is not None:
+            display.progress("evaluating", 0.0)
+            evaluate(result, evaluation)
+        display.progress("writing", 0.0)
+        files = result.save(output)
+    if as_json:
+        click.echo(json.dumps(_summary(result, files)))
+    else:
+        print_result(result, files)
+
+
+@cli.command()
+@click.argument("model")
+@click.option("--why", metavar="TENSOR[:AXIS]", help="The path from a tensor to what froze it.")
+@click.option("--json", "as_json", is_flag=True)
+@_shape_option
+def inspect(model: str, why: str | None, shapes: tuple[str, ...], as_json: bool) -> None:
+    """Show groups, frozen axes with their reasons, and unknown ops."""
+    from graphprune.pipeline import inspect as analyse
+    from graphprune.printing import Display, inspection, print_inspection, print_why
+
+    with Display(quiet=as_json) as display:
+        display.progress("analysing", 0.0)
+        state = analyse(model, shapes=_shapes(model, shapes))
+    if why is not None:
+        print_why(state, why, as_json)
+    elif as_json:
+        click.echo(json.dumps(inspection(state)))
+    else:
+        print_inspection(state)
+
+
+@cli.command()
+@click.argument("source")
+@click.argument("cut")
+@click.option("--plan", type=click.Path(dir_okay=False), help="Default: the .plan.json beside CUT.")
+@click.option("--json", "as_json", is_flag=True)
+def verify(source: str, cut: str, plan: str | None, as_json: bool) -> None:
+    """Prove that CUT equals the masked original of SOURCE, from the plan beside CUT."""
+    from graphprune.pipeline import verify as prove
+
+    report = prove(source, cut, plan)
+    if as_json:
+        click.echo(json.dumps(report))
+        return
+    click.secho("proved: ", fg="green", bold=True, nl=False)
+    click.echo(
+        f"largest difference {report['max_rel_error']:.2g} of an output's maximum (allowed {report['tolerance']:g}); "
+        f"{report['exact_units']} exact and {report['inexact_units']} inexact units removed"
+    )
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True)
+def passes(as_json: bool) -> None:
+    """List every pass, built-in and plugged in, with its options."""
+    from graphprune.printing import print_passes
+
+    print_passes(as_json)
+
+
+def _numbers(name: str, text: str | None) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise click.UsageError(f"{name} '{text}': numbers separated by commas") from None
+
+
+def _shapes(model: str, texts: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
+    if not texts:
+        return {}
+    from graphprune.calibration import input_specs
+    from graphprune.frontends.onnx import load
+    from graphprune.inputs import parse_shapes
+
+    names = None if all("=" in text for text in texts) else [spec.name for spec in input_specs(load(model).model)]
+    return parse_shapes(texts, names)
+
+
+def _summary(result: Result, files: list[Path]) -> dict[str, Any]:
+    plan, state = result.plan, result.state
+    return {
+        "files": [str(path) for path in files], "before": plan.before, "after": plan.after, "verify": plan.verify,
+        "groups": len(plan.groups), "frozen": len(plan.frozen), "notes": state.notes,
+        "evaluation": {key: value if not hasattr(value, "items") else dict(value) for key, value in state.evaluation.items()},
+        "seconds": {key: round(value, 3) for key, value in state.seconds.items()},
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Entry point; usage errors of click end with 2 as well."""
+    cli(prog_name="graphprune")
+
+
+if __name__ == "__main__":
+    main()

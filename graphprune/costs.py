@@ -1,0 +1,118 @@
+"""MACs, parameters and bytes, before and after any decision, from real shapes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from graphprune.coupler import subgraphs
+from graphprune.coupling import Coupling
+from graphprune.facts import Facts
+from graphprune.ops.macs import terms_of
+from graphprune.rules import OpView, Place, UnknownShape
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a model costs.
+
+    Attributes
+    ----------
+    macs
+        Multiply-accumulates of one inference at the analysed shape, batch 1 where the batch is dynamic.
+    params
+        Elements of all parameters.
+    bytes
+        Bytes of all parameters.
+    """
+
+    macs: int
+    params: int
+    bytes: int
+
+    def to_json(self) -> dict[str, int]:
+        return {"macs": self.macs, "params": self.params, "bytes": self.bytes}
+
+    def measure(self, name: str) -> int:
+        return int(getattr(self, name))
+
+
+class CostModel:
+    """Prices decisions: the cost of a model as a function of which units are dead.
+
+    Axes that a decision can shorten are listed once; a price is a few vector operations over them, so that a
+    budget can be searched by bisection.
+    """
+
+    def __init__(self, model: ir.Model, coupling: Coupling, facts: Facts) -> None:
+        self._coupling = coupling
+        self._facts = facts
+        #: Nodes whose MACs are left out because a shape is only known when they run.
+        self.uncounted: list[ir.Node] = []
+        self._batch = _dynamic_batch(model, facts)
+        self._places: dict[Place, int] = {}
+        self._sizes: list[int] = []
+        self._macs: list[tuple[float, list[int]]] = []
+        self._tensors: list[tuple[int, float, list[int]]] = []
+        self._walk(model.graph)
+        self._variable = [(slot, *place) for place, slot in self._places.items() if coupling.has_units(*place)]
+
+    def _walk(self, graph: ir.Graph) -> None:
+        for value in graph.initializers.values():
+            self._tensor(value)
+        for node in graph:
+            try:
+                terms = terms_of(OpView(node, self._coupling.coupler))
+                for factor, places in terms:
+                    batch = self._batch if _carries_batch(places, self._coupling, self._batch) else 1
+                    self._macs.append((factor / batch, [self._slot(place) for place in places]))
+            except UnknownShape:
+                self.uncounted.append(node)
+            for inner in subgraphs(node):
+                self._walk(inner)
+
+    def _tensor(self, value: ir.Value) -> None:
+        tensor = value.const_value
+        if tensor is None or tensor.dtype in (ir.DataType.INT64, ir.DataType.BOOL, ir.DataType.STRING):
+            return
+        slots = [self._slot((value, axis)) for axis in range(len(tensor.shape))] if tensor.size > 1 else []
+        self._tensors.append((int(tensor.size), tensor.nbytes / max(tensor.size, 1), slots))
+
+    def _slot(self, place: Place) -> int:
+        if place not in self._places:
+            value, axis = place
+            shape = self._facts.shape(value)
+            if shape is None or axis >= len(shape):
+                raise UnknownShape(f"'{value.name}' has no known axis {axis}")
+            self._places[place] = len(self._sizes)
+            self._sizes.append(shape[axis])
+        return self._places[place]
+
+    def price(self, dead: NDArray[np.bool_] | None = None) -> Costs:
+        """Costs with the units of ``dead`` (bool[n_units]) gone."""
+        sizes = np.asarray(self._sizes, np.float64)
+        if dead is not None:
+            gone = np.append(dead, False)
+            for slot, value, axis in self._variable:
+                rows = self._coupling.rows(value, axis)
+                sizes[slot] = len(rows) - int(gone[rows].any(axis=1).sum())
+        macs = sum(factor * float(np.prod(sizes[slots])) for factor, slots in self._macs)
+        elements = [(float(np.prod(sizes[slots])) if slots else size, each) for size, each, slots in self._tensors]
+        return Costs(round(macs), round(sum(n for n, _ in elements)), round(sum(n * each for n, each in elements)))
+
+
+def _dynamic_batch(model: ir.Model, facts: Facts) -> int:
+    """The probed size of a dynamic batch axis; 1 where there is none."""
+    for value in model.graph.inputs:
+        shape = facts.shape(value)
+        if shape and not value.is_initializer() and value.shape is not None and not isinstance(value.shape[0], int):
+            return max(shape[0], 1)
+    return 1
+
+
+def _carries_batch(places: tuple[Place, ...], coupling: Coupling, batch: int) -> bool:
+    """Whether work that grows with the batch: all but what is made from parameters alone."""
+    return batch > 1 and not all(coupling.coupler.is_parameter(value) for value, _ in places)

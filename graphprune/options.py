@@ -1,0 +1,102 @@
+"""What a user can ask of a run, checked once, before any work."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from graphprune.errors import UsageError
+
+BUDGETS = ("macs", "params", "bytes")
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of ``graphprune run`` and :func:`graphprune.prune`.
+
+    Attributes
+    ----------
+    passes
+        Pass specs in order, ``name`` or ``name{option=value}``.
+    rate
+        Share of the prunable indices to remove, in (0, 1).
+    budget
+        ``macs=0.5``, ``params=0.5`` or ``bytes=0.5`` instead of a rate: share of the source to keep; or an
+        absolute number above 1 (``macs=2e9``).
+    scope
+        ``group``: the rate holds on every prunable axis. ``global``: over all, by normalised score.
+    grain
+        ``coarse`` (heads, groups), ``fine`` (lanes, positions) or ``both`` where two families share an axis.
+    floor
+        Share of a group's units that is always kept (at least one).
+    align
+        Kept widths are multiples of this where that leaves anything to cut.
+    exact
+        Leave units whose removal is not the same as zeroing them.
+    """
+
+    passes: tuple[str, ...] = ("l1",)
+    rate: float | None = None
+    budget: str | None = None
+    scope: Literal["global", "group"] = "global"
+    grain: Literal["coarse", "fine", "both"] = "coarse"
+    floor: float = 0.1
+    align: int = 1
+    exact: bool = False
+    keep: tuple[str, ...] = ()
+    data: str | None = None
+    samples: int = 16
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    layout: str | None = None
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    eval: str | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.rate is not None and self.budget is not None:
+            raise UsageError("--rate and --budget exclude each other: give one")
+        if self.rate is not None and not 0 < self.rate < 1:
+            raise UsageError(f"--rate {self.rate:g} is outside (0, 1): it is the share of the indices to remove")
+        if self.budget is not None:
+            self.parsed_budget()
+        if not 0 <= self.floor < 1:
+            raise UsageError(f"--floor {self.floor:g} is outside [0, 1)")
+        if self.align < 1:
+            raise UsageError(f"--align {self.align} must be 1 or more")
+        if self.samples < 1:
+            raise UsageError(f"--samples {self.samples} must be 1 or more")
+        if self.seed < 0:
+            raise UsageError(f"--seed {self.seed} must be 0 or more")
+        for name, allowed in (("scope", ("global", "group")), ("grain", ("coarse", "fine", "both"))):
+            if getattr(self, name) not in allowed:
+                raise UsageError(f"--{name} {getattr(self, name)!r}: give one of {', '.join(allowed)}")
+
+    def parsed_budget(self) -> tuple[str, float]:
+        """The budget's measure and its amount (a share when below 1)."""
+        text = self.budget or ""
+        match = re.fullmatch(r"\s*(\w+)\s*=\s*([0-9.eE+-]+)\s*([kKMGT]?)\s*", text)
+        if match is None or match[1] not in (*BUDGETS, "latency"):
+            raise UsageError(f"--budget '{text}': write macs=0.5, params=0.5 or bytes=0.5 (share to keep, or a number)")
+        if match[1] == "latency":
+            raise UsageError("--budget latency=... is not available yet: use macs=... or params=...")
+        try:
+            amount = float(match[2]) * {"": 1, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}[match[3]]
+        except ValueError:
+            raise UsageError(f"--budget '{text}': '{match[2]}' is not a number") from None
+        if amount <= 0 or amount == 1:
+            raise UsageError(f"--budget '{text}': the share to keep lies between 0 and 1, an amount above 1")
+        return match[1], amount
+
+    def to_json(self) -> dict[str, Any]:
+        """Options as they stand in a plan file."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
+
+
+def as_tuple(value: str | Sequence[str] | None) -> tuple[str, ...]:
+    """One or several strings as a tuple."""
+    if value is None:
+        return ()
+    return (value,) if isinstance(value, str) else tuple(value)

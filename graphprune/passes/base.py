@@ -1,0 +1,192 @@
+"""The pass contract, and the state that passes work on.
+
+A pass is a frozen dataclass: its fields are its options (``--pass entropy{reading=conv}``), its docstring
+is its help, ``name`` its command-line name. It is registered by an entry point of group
+``graphprune.passes``. Scoring passes return one number per unit and never change a graph; of the built-in
+ones only ``canonicalize``, ``rewrite`` and ``recover`` change one, and say so in ``changes_graph``.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from graphprune.errors import GraphPruneError
+
+if TYPE_CHECKING:
+    from graphprune.costs import Costs
+    from graphprune.coupling import Coupling
+    from graphprune.cut import Rewriter
+    from graphprune.facts import Facts
+    from graphprune.frontends.onnx import Loaded
+    from graphprune.inputs import Samples
+    from graphprune.options import Options
+    from graphprune.plan import Plan
+
+Scores = NDArray[np.float64]
+Kind = Literal["transform", "analysis", "score", "select", "recover", "check"]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The result of one scoring pass.
+
+    Attributes
+    ----------
+    values
+        float64[n_units]; higher means keep.
+    unit
+        What the numbers are in: ``L1``, ``nats``, ...
+    normalized
+        Whether numbers of different groups can be compared as they are; otherwise selection divides by
+        each group's mean.
+    """
+
+    name: str
+    values: Scores
+    unit: str
+    normalized: bool
+
+
+@dataclass
+class State:
+    """Everything one run knows. Data moves one way: passes read what earlier ones wrote."""
+
+    loaded: Loaded
+    options: Options
+    progress: Callable[[str, float], None] = lambda _what, _share: None
+    #: The source model in canonical form; never changed after ``canonicalize``.
+    model: ir.Model = field(init=False)
+    facts: Facts | None = None
+    coupling: Coupling | None = None
+    scores: list[Scored] = field(default_factory=list)
+    dead: NDArray[np.bool_] | None = None
+    plan: Plan | None = None
+    cut: ir.Model | None = None
+    rewriter: Rewriter | None = None
+    before: Costs | None = None
+    after: Costs | None = None
+    notes: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    evaluation: dict[str, Any] = field(default_factory=dict)
+    #: Tensors of the file that only folded nodes read, each with its reader.
+    folded: list[tuple[ir.Value, ir.Node]] = field(default_factory=list)
+    _samples: Samples | None = None
+
+    def __post_init__(self) -> None:
+        self.model = self.loaded.model
+
+    def note(self, text: str) -> None:
+        """Something the user should read, once."""
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def need_facts(self) -> Facts:
+        if self.facts is None:
+            raise GraphPruneError("shapes are not known yet: run 'couple' first")
+        return self.facts
+
+    def need_coupling(self) -> Coupling:
+        if self.coupling is None:
+            raise GraphPruneError("the coupling is not known yet: run 'couple' first")
+        return self.coupling
+
+    @property
+    def samples(self) -> Samples:
+        """Calibration samples: the user's, or synthetic ones (said once)."""
+        if self._samples is None:
+            from graphprune.calibration import samples_for
+
+            self._samples = samples_for(self)
+            self.note(f"calibration data: {self._samples.description}")
+        return self._samples
+
+    def parameter(self, value: ir.Value) -> np.ndarray[Any, Any] | None:
+        """Contents of a parameter: a constant, or what constants alone make of it (dequantised, transposed).
+
+        Returns
+        -------
+        ndarray or None
+            Of the value's own shape and dtype; None where it cannot be evaluated.
+        """
+        from graphprune.calibration import evaluate_parameter
+
+        return evaluate_parameter(self.model, value)
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+@dataclass(frozen=True)
+class Pass(ABC):
+    """Base of every pass."""
+
+    name: ClassVar[str]
+    kind: ClassVar[Kind] = "analysis"
+    changes_graph: ClassVar[bool] = False
+
+    @abstractmethod
+    def run(self, state: State) -> None:
+        """Do the work: read from ``state``, write the result there."""
+
+
+@dataclass(frozen=True)
+class Score(Pass):
+    """Base of every scoring pass: one number per unit, higher means keep."""
+
+    kind: ClassVar[Kind] = "score"
+    #: What the numbers are in.
+    unit: ClassVar[str] = ""
+    #: ``weights`` or ``data``: what it must look at.
+    needs: ClassVar[Literal["weights", "data"]] = "weights"
+    #: Whether numbers of different groups can be compared as they are.
+    normalized: ClassVar[bool] = False
+
+    @abstractmethod
+    def score(self, state: State) -> Scores:
+        """One number per prunable unit, float64[n_units]; higher means keep."""
+
+    def run(self, state: State) -> None:
+        values = np.asarray(self.score(state), np.float64)
+        n = state.need_coupling().n_units
+        if values.shape != (n,):
+            raise GraphPruneError(f"pass '{self.name}' gave scores of shape {values.shape}, not ({n},), one a unit")
+        if not np.isfinite(values).all():
+            bad = int((~np.isfinite(values)).sum())
+            raise GraphPruneError(f"pass '{self.name}' gave {bad} scores that are not finite numbers")
+        state.scores.append(Scored(self.name, values, self.unit, self.normalized))
+
+
+def per_unit(rows: NDArray[np.int64], per_index: NDArray[np.float64], n_units: int) -> tuple[Scores, NDArray[np.bool_]]:
+    """Sum numbers of indices over the units that kill them.
+
+    Parameters
+    ----------
+    rows
+        int64[n, k] of prunable units, -1 for none (:meth:`graphprune.coupling.Coupling.rows`).
+    per_index
+        float64[n].
+
+    Returns
+    -------
+    sums, touched
+        float64[n_units] and bool[n_units].
+    """
+    live = rows >= 0
+    weights = np.broadcast_to(per_index[:, None], rows.shape)[live]
+    sums = np.bincount(rows[live], weights=weights, minlength=n_units)[:n_units]
+    touched = np.bincount(rows[live], minlength=n_units)[:n_units] > 0
+    return np.asarray(sums, np.float64), touched

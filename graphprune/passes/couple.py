@@ -1,0 +1,89 @@
+"""``couple``: run the network on labels to find what lives and dies together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from graphprune import shapes
+from graphprune.coupler import Coupler
+from graphprune.coupling import Frozen, finish, node_name
+from graphprune.facts import Facts
+from graphprune.passes.base import Kind, Pass, State
+
+
+@dataclass(frozen=True)
+class Couple(Pass):
+    """Find the units: which indices of which tensors can only be removed together, and which never."""
+
+    name: ClassVar[str] = "couple"
+    kind: ClassVar[Kind] = "analysis"
+
+    def run(self, state: State) -> None:
+        facts = state.facts or probe(state)
+        state.facts = facts
+        coupler = Coupler(facts, state.model.graph.opset_imports, varied(state))
+        coupler.run(state.model.graph)
+        state.coupling = finish(coupler)
+        reason = "only constants are computed from it: the result is folded into the model"
+        for value, node in state.folded:
+            sizes = [] if value.shape is None else [n for n in value.shape if isinstance(n, int)]
+            entries = [Frozen(value, axis, n, node_name(node), reason, node.op_type) for axis, n in enumerate(sizes)]
+            state.coupling.folded.extend(entries)
+        for name, node in coupler.unknown_ops.items():
+            state.note(
+                f"op {name} has no coupling rule: what meets it is frozen (first at '{node.name or node.op_type}')"
+            )
+        for node, problem in coupler.unshaped[:3]:
+            state.note(f"{node.op_type} '{node.name}' is frozen: {problem}")
+        if len(coupler.unshaped) > 3:
+            state.note(f"... and {len(coupler.unshaped) - 3} more nodes frozen for unknown shapes (see inspect)")
+
+
+def varied(state: State) -> Facts | None:
+    """Facts on other sizes of the dynamic axes: a value that differs there is computed, not constant."""
+    facts, model = state.need_facts(), state.model
+    best: Facts | None = None
+    growths: tuple[Callable[[int], int], ...] = (
+        lambda n: n + 32 if n >= 32 else n + 1, lambda n: 2 * n, lambda n: n + 1, lambda n: n + 8,
+    )  # fmt: skip
+    for grow in growths:
+        sizes, dynamic = {}, False
+        for value in model.graph.inputs:
+            shape = facts.shape(value)
+            if value.is_initializer() or shape is None:
+                continue
+            fixed = [isinstance(d, int) for d in value.shape] if value.shape is not None else [False] * len(shape)
+            sizes[str(value.name)] = tuple(n if f else grow(n) for n, f in zip(shape, fixed, strict=True))
+            dynamic |= not all(fixed)
+        if not dynamic:
+            return None
+        found = shapes.infer(model, sizes)
+        if len(found.problems) <= len(facts.problems):
+            return found
+        if best is None or len(found.problems) < len(best.problems):
+            best = found
+    return best
+
+
+def probe(state: State) -> Facts:
+    """Shapes to analyse on: dynamic axes get concrete sizes, dynamic batches 2 where the graph allows.
+
+    With a batch of 1 a reshape that mixes batch and channels could not be told from one that does not.
+    """
+    chosen = shapes.probe_inputs(state.model, dict(state.options.shapes))
+    facts = shapes.infer(state.model, chosen)
+    wider = dict(chosen)
+    for value in state.model.graph.inputs:
+        name = str(value.name)
+        if name in chosen and name not in state.options.shapes and value.shape is not None:
+            dims = list(chosen[name])
+            if dims and not isinstance(value.shape[0], int) and dims[0] == 1:
+                dims[0] = 2
+                wider[name] = tuple(dims)
+    if wider != chosen:
+        other = shapes.infer(state.model, wider)
+        if len(other.problems) <= len(facts.problems):
+            return other
+    return facts

@@ -1,0 +1,85 @@
+"""``rewrite``: the decision carried out, giving a smaller model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from graphprune import __version__
+from graphprune.coupling import Coupling
+from graphprune.cut import Rewriter
+from graphprune.errors import GraphPruneError
+from graphprune.frontends.onnx import plan_name
+from graphprune.passes.base import Kind, Pass, State
+from graphprune.plan import DERIVED, Plan
+
+
+@dataclass(frozen=True)
+class Rewrite(Pass):
+    """Slice every tensor by the decision and mend what ops store as numbers. Changes the graph (a copy)."""
+
+    name: ClassVar[str] = "rewrite"
+    kind: ClassVar[Kind] = "transform"
+    changes_graph: ClassVar[bool] = True
+
+    def run(self, state: State) -> None:
+        if state.dead is None:
+            raise GraphPruneError("nothing was selected yet: run 'select' first")
+        rewriter = Rewriter(state.model, state.need_coupling(), state.need_facts(), state.dead)
+        cut = rewriter.run()
+        RemoveUnusedNodesPass()(cut)
+        state.rewriter, state.cut = rewriter, cut
+        state.plan = make_plan(state, rewriter)
+
+
+def make_plan(state: State, rewriter: Rewriter) -> Plan:
+    """The plan of a decision."""
+    coupling = state.need_coupling()
+    assert state.dead is not None and state.before is not None and state.after is not None
+    path = state.loaded.path
+    plan = Plan(
+        source={"path": None if path is None else str(path), "sha256": state.loaded.sha256},
+        options=state.options.to_json(),
+        before=state.before.to_json(),
+        after=state.after.to_json(),
+        graphprune=__version__,
+        groups=group_entries(coupling, state.dead),
+        frozen=frozen_entries(coupling),
+    )
+    for value in coupling.constants:
+        if rewriter.is_cut(value) and DERIVED not in value.meta:
+            shape = list(state.need_facts().shape(value) or ())
+            kept = {str(a): k.tolist() for a in range(len(shape)) if (k := rewriter.kept(value, a)) is not None}
+            plan.tensors[plan_name(value)] = {"shape": shape, "kept": kept}
+    plan.verify = {
+        "exact_units": int((state.dead & ~coupling.inexact).sum()),
+        "inexact_units": int((state.dead & coupling.inexact).sum()),
+        "passed": False,
+    }
+    return plan
+
+
+def group_entries(coupling: Coupling, dead: np.ndarray) -> list[dict[str, object]]:
+    """Groups as they stand in a plan."""
+    return [
+        {
+            "id": group.id,
+            "kind": group.kind,
+            "units": len(group.units),
+            "kept": int((~dead[group.units]).sum()),
+            "exact": group.exact,
+            "members": [[plan_name(value), axis] for value, axis in group.members if DERIVED not in value.meta],
+        }
+        for group in coupling.groups
+    ]
+
+
+def frozen_entries(coupling: Coupling) -> list[dict[str, object]]:
+    """Frozen axes as they stand in a plan."""
+    return [
+        {"tensor": plan_name(f.tensor), "axis": f.axis, "size": f.size, "node": f.node, "op": f.op, "reason": f.reason}
+        for f in coupling.frozen
+    ]

@@ -1,0 +1,193 @@
+"""``select``: scores, a rate or a budget, and constraints -> which units die."""
+
+from __future__ import annotations
+
+import fnmatch
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from graphprune.costs import CostModel
+from graphprune.coupling import Coupling, Group
+from graphprune.errors import UsageError
+from graphprune.frontends.onnx import plan_name
+from graphprune.passes.base import Kind, Pass, Scores, State
+from graphprune.spec import nearest
+
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Select(Pass):
+    """Choose the units to remove: lowest scores first, never below a floor a group.
+
+    Units of every group are removed in the order of their scores, so a choice is one number a group. With
+    ``--scope group`` the groups lose the same share; with ``--scope global`` the order runs over all groups
+    by normalised score. A rate counts indices; a budget is met by bisection along the same order.
+    """
+
+    name: ClassVar[str] = "select"
+    kind: ClassVar[Kind] = "select"
+
+    def run(self, state: State) -> None:
+        coupling = state.need_coupling()
+        costs = CostModel(state.model, coupling, state.need_facts())
+        state.before = costs.price()
+        scores = combined(state, coupling)
+        chooser = Chooser(state, coupling, scores)
+        options = state.options
+        if options.budget is not None:
+            state.dead = self._budget(state, chooser, costs)
+        else:
+            state.dead = chooser.by_rate(0.5 if options.rate is None else options.rate)
+        state.after = costs.price(state.dead)
+
+    @staticmethod
+    def _budget(state: State, chooser: Chooser, costs: CostModel) -> Mask:
+        measure, amount = state.options.parsed_budget()
+        assert state.before is not None
+        full = state.before.measure(measure)
+        target = amount * full if amount < 1 else amount
+        if target >= full:
+            raise UsageError(f"--budget {measure}={amount:g}: the model has {full:,} already; nothing to cut")
+        low, high = 0, len(chooser.order)
+        while low < high:
+            middle = (low + high) // 2
+            if costs.price(chooser.first(middle)).measure(measure) > target:
+                low = middle + 1
+            else:
+                high = middle
+        # Both neighbours of the crossing: the nearer one, the one within the budget on a tie.
+        candidates = [chooser.first(k) for k in {max(low - 1, 0), low}]
+        dead = min(candidates, key=lambda mask: abs(costs.price(mask).measure(measure) - target))
+        reached = costs.price(dead).measure(measure)
+        if abs(reached - target) > 0.01 * target:
+            state.note(
+                f"budget {measure}={amount:g}: the nearest possible is {reached:,} ({reached / full:.1%} of the "
+                f"source) where {target:,.0f} was asked; floors, --align or --keep leave no nearer one"
+            )
+        return dead
+
+
+def combined(state: State, coupling: Coupling) -> Scores:
+    """The scores of the run: each comparable across groups, several ones averaged."""
+    if not state.scores:
+        raise UsageError("nothing to select by: give a scoring pass, for example --pass l1")
+    total = np.zeros(coupling.n_units)
+    for scored in state.scores:
+        values = scored.values.copy()
+        if not scored.normalized:
+            for group in coupling.groups:
+                mean = float(np.abs(values[group.units]).mean())
+                values[group.units] /= mean if mean > 0 else 1.0
+        total += values
+    return total / len(state.scores)
+
+
+class Chooser:
+    """Removal orders under the constraints of the options."""
+
+    def __init__(self, state: State, coupling: Coupling, scores: Scores) -> None:
+        options = state.options
+        self.coupling = coupling
+        self.scores = scores
+        self.scope = options.scope
+        self.align = options.align
+        self.seed = options.seed
+        self.both = options.grain == "both"
+        self.groups = [group for group in coupling.groups if self._wanted(group, options.grain, options.exact)]
+        for pattern in options.keep:
+            self._keep(pattern)
+        n = coupling.n_units
+        self.rank = np.full(n, -1)
+        self.sizes = np.zeros(len(coupling.groups), np.int64)
+        self.limit = np.zeros(len(coupling.groups), np.int64)
+        order, keys = [], []
+        for group in self.groups:
+            units = group.units[np.argsort(scores[group.units], kind="stable")]
+            m = len(units)
+            self.rank[units] = np.arange(m)
+            self.sizes[group.id] = m
+            floor = max(1, int(np.ceil(options.floor * m - 1e-9)))
+            self.limit[group.id] = m - floor
+            order.append(units[: m - floor])
+            share = (np.arange(m - floor) + 0.5) / m
+            keys.append(share if self.scope == "group" else scores[units[: m - floor]])
+        flat = np.concatenate(order) if order else np.zeros(0, np.int64)
+        key = np.concatenate(keys) if keys else np.zeros(0)
+        self.order = flat[np.argsort(key, kind="stable")]
+        if not len(self.order):
+            raise UsageError(
+                "nothing is prunable here: every axis is frozen or kept; 'graphprune inspect' tells why for each"
+            )
+
+    @staticmethod
+    def _wanted(group: Group, grain: str, exact: bool) -> bool:
+        if exact and not group.exact:
+            return False
+        if grain == "coarse":
+            return not group.fine
+        return grain == "both" or group.fine or not group.shared
+
+    def _keep(self, pattern: str) -> None:
+        hit = [g for g in self.groups if any(fnmatch.fnmatch(plan_name(value), pattern) for value, _ in g.members)]
+        names = [plan_name(value) for value in self.coupling.constants]
+        if not hit and not any(fnmatch.fnmatch(name, pattern) for name in names):
+            raise UsageError(f"--keep '{pattern}' matches no tensor of the model{nearest(pattern, names)}")
+        self.groups = [group for group in self.groups if group not in hit]
+
+    def mask(self, removed: NDArray[np.int64]) -> Mask:
+        """Dead units, given how many each group loses (lowest scores first), aligned and repaired."""
+        removed = np.minimum(removed, self.limit)
+        if self.align > 1:
+            kept = self.sizes - removed
+            up = -(-kept // self.align) * self.align
+            down = kept // self.align * self.align
+            near = np.where((up - kept <= kept - down) | (down == 0), up, down)
+            removed = np.maximum(self.sizes - near, 0)
+        groups = self.coupling.group_of
+        dead = (self.rank >= 0) & (self.rank < removed[groups])
+        return self._repair(dead)
+
+    def _repair(self, dead: Mask) -> Mask:
+        """No axis may lose all its indices, also where families share it in an irregular way."""
+        gone = np.append(dead, False)
+        for value, axis in self.coupling.places():
+            rows = self.coupling.rows(value, axis)
+            if rows.shape[1] > 1 and gone[rows].any(axis=1).all():
+                alive = np.where(rows >= 0, np.append(self.scores, 0.0)[rows], 0.0).sum(axis=1)
+                best = rows[int(alive.argmax())]
+                gone[best[best >= 0]] = False
+        return gone[:-1]
+
+    def first(self, k: int) -> Mask:
+        """The first ``k`` units of the order dead."""
+        return self.mask(np.bincount(self.coupling.group_of[self.order[:k]], minlength=len(self.sizes)))
+
+    def by_rate(self, rate: float) -> Mask:
+        """Remove that share of the prunable indices."""
+        if self.scope == "group":
+            return self.mask(self._uniform(rate))
+        weight = self.coupling.weight
+        total = sum(int(weight[group.units].sum()) for group in self.groups)
+        count = int(np.searchsorted(np.cumsum(weight[self.order]), rate * total, side="right"))
+        return self.first(count)
+
+    def _uniform(self, rate: float) -> NDArray[np.int64]:
+        """Units to remove in each group; roundings of groups that follow each other make up for one another.
+
+        Where two families share an axis and both are cut, each loses 1 - sqrt(1 - rate), so that the rate
+        holds for the indices.
+        """
+        removed = np.zeros(len(self.sizes), np.int64)
+        carry = 0.0
+        for group in self.groups:
+            share = 1 - np.sqrt(1 - rate) if self.both and group.shared else rate
+            exact = share * len(group.units)
+            removed[group.id] = int(np.floor(exact + carry + 0.5)) if abs(carry) < 1 else round(exact)
+            removed[group.id] = min(max(removed[group.id], int(np.floor(exact))), int(np.ceil(exact)))
+            carry += exact - removed[group.id]
+            carry = min(max(carry, -0.5), 0.5)
+        return removed

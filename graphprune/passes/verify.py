@@ -1,0 +1,210 @@
+"""``verify``: the proof that a cut equals its masked original, and that the result loads and runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from graphprune.backends.ort import Runner
+from graphprune.calibration import samples_for
+from graphprune.coupling import node_name
+from graphprune.cut import Rewriter
+from graphprune.errors import GraphPruneError, ModelError, VerificationError
+from graphprune.inputs import Feed
+from graphprune.masking import masked_original
+from graphprune.ops.pointwise import SATURATING
+from graphprune.passes.base import Kind, Pass, State
+
+#: Allowed difference of an output, relative to its own maximum, by the narrowest float type in the model.
+TOLERANCE = {"float64": 1e-4, "float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
+#: MACs of one inference above which one input has to do.
+HEAVY = 1_000_000_000
+#: Elements of one value that are still computed (8 GB of float32).
+LARGEST_VALUE = 1 << 31
+#: With quantised values in the graph a difference of rounding shows as a whole step.
+QUANTISED = 5e-2
+_QUANTISING = ("QuantizeLinear", "DynamicQuantizeLinear", "QLinear", "QGemm", "QAttention")
+
+
+@dataclass(frozen=True)
+class Verify(Pass):
+    """Run the masked original and the cut model on the same inputs in ONNX Runtime; all outputs must agree.
+
+    Parameters
+    ----------
+    samples
+        Number of inputs to compare on; by default 4, or 1 for networks of more than a billion MACs.
+    tolerance
+        Allowed difference relative to each output's maximum; by default 1e-4 for float32 models.
+    """
+
+    name: ClassVar[str] = "verify"
+    kind: ClassVar[Kind] = "check"
+    samples: int | None = None
+    tolerance: float | None = None
+
+    def run(self, state: State) -> None:
+        if state.rewriter is None or state.cut is None or state.plan is None:
+            raise GraphPruneError("there is no cut to verify: run 'rewrite' first")
+        check_sizes(state)
+        masked = masked_original(state.rewriter)
+        feeds = list(samples_for(state, n=self.count(state)))
+        try:
+            worst, where = compare(masked, state.cut, feeds)
+        except ModelError as error:
+            try:
+                run_all(state.model, feeds)
+            except ModelError as before:
+                raise ModelError(f"the model does not run, cut or uncut, so nothing can be proved: {before}") from error
+            raise VerificationError(f"the cut model does not run: {error}. Nothing was written") from error
+        allowed = self.tolerance if self.tolerance is not None else tolerance_of(state.model)
+        state.plan.verify.update(max_rel_error=worst, passed=worst <= allowed, tolerance=allowed, samples=len(feeds))
+        if not worst <= allowed:
+            raise VerificationError(self._explain(state, masked, feeds[:1], where, worst, allowed))
+
+    def count(self, state: State) -> int:
+        """Inputs to compare on."""
+        if self.samples is not None:
+            return max(self.samples, 1)
+        return 1 if state.before is not None and state.before.macs > HEAVY else 4
+
+    @staticmethod
+    def _explain(state: State, masked: ir.Model, feeds: list[Feed], where: str, worst: float, allowed: float) -> str:
+        assert state.rewriter is not None and state.cut is not None
+        first = first_difference(state.rewriter, masked, feeds[0], allowed)
+        at = f"; the first value that differs is '{first[0]}' of {first[1]}" if first else ""
+        return (
+            f"the cut model does not equal the masked original: output '{where}' differs by {worst:.2g} of its maximum "
+            f"(allowed {allowed:g}){at}. Nothing was written. Please report this model; --keep goes round the layer"
+        )
+
+
+def check_sizes(state: State) -> None:
+    """Refuse to run what no memory holds.
+
+    Raises
+    ------
+    ModelError
+        A value of absurd size, by name.
+    """
+    facts = state.need_facts()
+    for node in state.model.graph:
+        for value in node.outputs:
+            shape = facts.shape(value)
+            if shape is not None and math.prod(shape) > LARGEST_VALUE:
+                raise ModelError(
+                    f"{node.op_type} '{node_name(node)}' makes '{value.name}' of shape {list(shape)}, more than memory "
+                    "holds: the file is damaged, or give smaller sizes of dynamic axes with --shape"
+                )
+
+
+def tolerance_of(model: ir.Model) -> float:
+    """Allowed relative difference, by the model's narrowest arithmetic."""
+    widest = 0.0
+    for node in model.graph.all_nodes():
+        if node.op_type.startswith(_QUANTISING):
+            return QUANTISED
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if tensor is not None and tensor.size > 1:
+            widest = max(widest, TOLERANCE.get(str(tensor.dtype.numpy()), 0.0))
+    return widest or 1e-4
+
+
+def relative_error(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> float:
+    """Largest difference relative to the largest magnitude of ``a``; inf for other shapes or new NaNs.
+
+    Integers and booleans: the share of elements that differ.
+    """
+    if a.shape != b.shape:
+        return float("inf")
+    if a.size == 0:
+        return 0.0
+    if a.dtype.kind in "iubOSU":
+        return float((a != b).mean())
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    finite = np.isfinite(a)
+    if (finite != np.isfinite(b)).any():
+        return float("inf")
+    if not finite.any():
+        return 0.0
+    a, b = a[finite], b[finite]
+    return float(np.abs(a - b).max() / max(float(np.abs(a).max()), 1e-12)) if a.any() or b.any() else 0.0
+
+
+def compare(masked: ir.Model, cut: ir.Model, feeds: Iterable[Feed]) -> tuple[float, str]:
+    """Worst relative error over all outputs and samples, and the output that shows it."""
+    feeds = list(feeds)
+    names = [str(value.name) for value in cut.graph.outputs]
+    inner = saturated(cut) if (present := value_names(masked)) else {}
+    inner = {name: source for name, source in inner.items() if source in present}
+    wanted = list(dict.fromkeys([*names, *inner.values()]))
+    left = run_all(masked, feeds, wanted)
+    right = run_all(cut, feeds, wanted)
+    worst, where = 0.0, names[0] if names else ""
+    for a, b in zip(left, right, strict=True):
+        for name in names:
+            error = relative_error(a[name], b[name])
+            if name in inner and a[name].shape == b[name].shape:
+                error = min(error, relative_error(a[inner[name]], b[inner[name]]))
+            if error > worst:
+                worst, where = error, name
+    return worst, where
+
+
+def run_all(
+    model: ir.Model, feeds: list[Feed], outputs: list[str] | None = None
+) -> list[Mapping[str, np.ndarray[Any, Any]]]:
+    """Values of a model on several feeds: its outputs, or those named."""
+    runner = Runner(model, outputs=outputs)
+    return [runner.run(feed) for feed in feeds]
+
+
+def value_names(model: ir.Model) -> set[str]:
+    """Names of all values that nodes of the main graph compute."""
+    return {str(value.name) for node in model.graph for value in node.outputs}
+
+
+def saturated(model: ir.Model) -> dict[str, str]:
+    """Outputs that a saturating function makes, with the value that goes into it.
+
+    In its flat part such a function gives nothing but its own rounding (a sigmoid of 1e-6 is off by 1e-7 in
+    float32), so two equal models seem to differ there. What goes in decides: the function is the same.
+    """
+    out: dict[str, str] = {}
+    computed = value_names(model)
+    for value in model.graph.outputs:
+        node = value.producer()
+        if node is not None and node.op_type in SATURATING and node.inputs[0] is not None:
+            source = str(node.inputs[0].name)
+            if source in computed:
+                out[str(value.name)] = source
+    return out
+
+
+def first_difference(rewriter: Rewriter, masked: ir.Model, feed: Feed, allowed: float) -> tuple[str, str] | None:
+    """The first value in topological order that differs at the kept indices, and its node."""
+    names = {str(v.name) for node in masked.graph for v in node.outputs}
+    present = {str(v.name) for node in rewriter.model.graph for v in node.outputs}
+    values = [v for node in rewriter.source.graph for v in node.outputs if v.name in names and v.name in present]
+    # Sizes differ wherever something was cut; only what is computed from data can tell of a mistake.
+    values = [v for v in values if (t := rewriter.old_facts.dtype(v)) is not None and t.is_floating_point()]
+    wanted = [str(v.name) for v in values]
+    try:
+        a, b = Runner(masked, outputs=wanted).run(feed), Runner(rewriter.model, outputs=wanted).run(feed)
+    except GraphPruneError:
+        return None
+    for value in values:
+        left = a[str(value.name)]
+        for axis in range(left.ndim if rewriter.is_cut(value) else 0):
+            kept = rewriter.kept(value, axis)
+            left = left if kept is None else left.take(kept, axis=axis)
+        if relative_error(left, b[str(value.name)]) > allowed:
+            producer = value.producer()
+            return str(value.name), "" if producer is None else f"{producer.op_type} '{node_name(producer)}'"
+    return None

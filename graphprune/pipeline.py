@@ -1,0 +1,319 @@
+"""Runs: parse what is asked, put the passes in order, keep the time, give back a result."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from graphprune.backends import onnx as writer
+from graphprune.errors import GraphPruneError, UsageError, VerificationError
+from graphprune.frontends.onnx import Loaded, check_finite, load, plan_name
+from graphprune.options import Options, as_tuple
+from graphprune.passes.base import Pass, State
+from graphprune.passes.couple import Couple
+from graphprune.passes.rewrite import Rewrite
+from graphprune.passes.verify import Verify, compare, tolerance_of
+from graphprune.plan import Plan, plan_path
+from graphprune.plugins import discover
+from graphprune.spec import instantiate, parse_pass_spec
+
+Progress = Callable[[str, float], None]
+
+#: The passes of every run, in order; scoring passes stand between ``couple`` and ``select``.
+BEFORE = ("canonicalize", "couple")
+AFTER = ("select", "rewrite", "verify")
+
+
+@dataclass
+class Result:
+    """A finished run.
+
+    Attributes
+    ----------
+    model : onnx_ir.Model
+        The smaller model.
+    plan : Plan
+        What was decided and found.
+    state : State
+        Everything the passes left: coupling, scores, notes, times.
+    """
+
+    state: State
+
+    @property
+    def model(self) -> ir.Model:
+        assert self.state.cut is not None
+        return self.state.cut
+
+    @property
+    def plan(self) -> Plan:
+        assert self.state.plan is not None
+        return self.state.plan
+
+    def save(self, path: str | os.PathLike[str]) -> list[Path]:
+        """Write ``path`` and its ``.plan.json``, both or neither.
+
+        Raises
+        ------
+        OutputError
+            It cannot be written, or would overwrite the source.
+        """
+        path = Path(path)
+        with writer.Transaction() as transaction:
+            files = writer.stage(self.model, path, transaction)
+            transaction.write(plan_path(path), self.plan.dumps().encode())
+            return [*files, plan_path(path)]
+
+    def proto(self) -> onnx.ModelProto:
+        """The smaller model as an ``onnx.ModelProto``."""
+        return writer.to_proto(self.model)
+
+
+def load_any(source: Any) -> Loaded:
+    """A model from a path, an ``onnx.ModelProto`` or an ``onnx_ir.Model``."""
+    if isinstance(source, ir.Model):
+        source = ir.to_proto(source)
+    if isinstance(source, (str, os.PathLike, onnx.ModelProto)):
+        if isinstance(source, str) and ":" in source and not Path(source).exists() and not source.endswith(".onnx"):
+            raise UsageError(f"'{source}' looks like a torch factory: torch modules are not taken yet, export to .onnx")
+        return load(source)
+    raise UsageError(f"a model is a path, an onnx.ModelProto or an onnx_ir.Model, not {type(source).__name__}")
+
+
+def build_passes(specs: Sequence[str]) -> list[Pass]:
+    """Instances of all passes of a run, in order."""
+    registry = discover()
+    wanted: list[Pass] = []
+    for text in specs:
+        spec = parse_pass_spec(text)
+        wanted.append(instantiate(registry.load(spec.name), spec.options))
+    fixed: dict[str, Pass] = {}
+    for one in wanted:
+        if one.name in (*BEFORE, *AFTER):
+            if one.name in fixed:
+                raise UsageError(f"pass '{one.name}' is given twice")
+            fixed[one.name] = one
+    for name in (*BEFORE, *AFTER):
+        if name not in fixed:
+            fixed[name] = registry.load(name)()
+    middle = [one for one in wanted if one.name not in fixed]
+    other = [one.name for one in middle if one.kind != "score"]
+    if other:
+        raise UsageError(f"pass '{other[0]}' has no place in a run yet")
+    return [*(fixed[name] for name in BEFORE), *middle, *(fixed[name] for name in AFTER)]
+
+
+def run_state(source: Any, options: Options, progress: Progress | None = None, until: str = "verify") -> State:
+    """Run all passes up to and with ``until``."""
+    passes = build_passes(options.passes)
+    if options.data is not None and not Path(options.data).expanduser().exists():
+        raise UsageError(f"--data {options.data} does not exist")
+    state = State(load_any(source), options)
+    if progress is not None:
+        state.progress = progress
+    check_finite(state.loaded.model)
+    if until == "verify" and not any(one.kind == "score" for one in passes):
+        raise UsageError("no scoring pass is given: add one, for example --pass l1")
+    names = [one.name for one in passes]
+    for one in passes[: names.index(until) + 1]:
+        if until == "couple" and one.kind == "score":
+            continue
+        state.progress(one.name, 0.0)
+        with state.timed(one.name):
+            one.run(state)
+    if state.plan is not None:
+        state.plan.notes = list(state.notes)
+    return state
+
+
+def prune(
+    source: Any,
+    passes: str | Sequence[str] = ("l1",),
+    *,
+    rate: float | None = None,
+    budget: str | None = None,
+    progress: Progress | None = None,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    keep: str | Sequence[str] | None = None,
+    data: str | os.PathLike[str] | None = None,
+    **options: Any,
+) -> Result:
+    """Cut a model and prove the cut.
+
+    Parameters
+    ----------
+    source
+        A path to an ``.onnx`` file, an ``onnx.ModelProto`` or an ``onnx_ir.Model``. It is never changed.
+    passes
+        Pass specs: ``"l1"``, ``["entropy{reading=conv}"]``, ...
+    rate
+        Share of the prunable indices to remove; 0.5 when no budget is given.
+    budget
+        ``"macs=0.5"``, ``"params=0.5"``, ``"bytes=0.5"`` instead.
+    shapes
+        Input name to shape, for dynamic axes while analysing; the written model keeps its dynamic axes.
+    keep
+        Glob patterns of tensors that are left whole.
+    data
+        Calibration data: a folder of images, ``.npy`` or ``.npz``.
+    **options
+        The other fields of :class:`graphprune.Options`: ``scope``, ``grain``, ``align``, ``exact``, ``seed``, ...
+
+    Returns
+    -------
+    Result
+
+    Raises
+    ------
+    GraphPruneError
+        One clear message; :class:`graphprune.errors.VerificationError` when the cut could not be proved.
+    """
+    try:
+        chosen = Options(
+            passes=as_tuple(passes), rate=rate, budget=budget, shapes=dict(shapes or {}), keep=as_tuple(keep),
+            data=None if data is None else str(data), **options,
+        )  # fmt: skip
+    except TypeError as error:
+        raise UsageError(f"{error}".replace("Options.__init__()", "prune()")) from error
+    state = run_state(source, chosen, progress)
+    result = Result(state)
+    if chosen.eval is not None:
+        evaluate(result, chosen.eval)
+    return result
+
+
+def inspect(source: Any, *, shapes: Mapping[str, tuple[int, ...]] | None = None) -> State:
+    """Analyse a model without cutting it: the state with its coupling."""
+    return run_state(source, Options(shapes=dict(shapes or {})), until="couple")
+
+
+def evaluate(result: Result, target: str) -> None:
+    """Call the user's ``MODULE:FUNCTION`` on the source and on the cut model."""
+    module, colon, name = target.partition(":")
+    if not colon:
+        raise UsageError(f"--eval '{target}': write MODULE:FUNCTION, a function of the path of an .onnx file")
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        function = getattr(importlib.import_module(module), name)
+    except Exception as error:
+        raise UsageError(f"--eval '{target}' cannot be loaded: {type(error).__name__}: {error}") from error
+    with tempfile.TemporaryDirectory(prefix="graphprune-") as folder:
+        cut = Path(folder) / "cut.onnx"
+        writer.save(result.model, cut)
+        source = result.state.loaded.path
+        if source is None:
+            source = Path(folder) / "source.onnx"
+            writer.save(result.state.loaded.model, source)
+        for key, path in (("before", source), ("after", cut)):
+            try:
+                value = function(str(path))
+            except Exception as error:
+                raise UsageError(
+                    f"--eval '{target}' failed on the model {key} the cut: {type(error).__name__}: {error}"
+                ) from error
+            result.state.evaluation[key] = value if isinstance(value, Mapping) else float(value)
+
+
+def dead_from_plan(state: State, plan: Plan) -> np.ndarray[Any, Any]:
+    """Which units a plan removed, bool[n_units].
+
+    Raises
+    ------
+    UsageError
+        The plan removes indices that this model does not let go, or names tensors it does not have.
+    """
+    coupling = state.need_coupling()
+    by_name = {plan_name(value): value for value in coupling.constants}
+    dead = np.ones(coupling.n_units, np.bool_)
+    for name in plan.tensors:
+        if name not in by_name:
+            raise UsageError(
+                f"the plan names tensor '{name}', which the source does not have: is it another model's plan?"
+            )
+    for name, value in by_name.items():
+        shape = state.need_facts().shape(value) or ()
+        entry = plan.tensors.get(name, {"shape": list(shape), "kept": {}})
+        if list(entry.get("shape", ())) != list(shape):
+            raise UsageError(f"tensor '{name}' has shape {list(shape)}, the plan says {entry.get('shape')}")
+        for axis, n in enumerate(shape):
+            rows = coupling.rows(value, axis)
+            kept = np.asarray(entry.get("kept", {}).get(str(axis), range(n)), np.int64)
+            if kept.size == 0 or kept.min() < 0 or kept.max() >= n:
+                raise UsageError(f"tensor '{name}' axis {axis}: the plan keeps indices outside 0..{n - 1}, or none")
+            alive = rows[kept]
+            dead[alive[alive >= 0]] = False
+    return dead
+
+
+def verify(source: Any, cut: str | os.PathLike[str], plan: str | os.PathLike[str] | None = None) -> dict[str, Any]:
+    """Prove that a cut model on disk equals the masked original of its source, by the plan beside it.
+
+    Returns
+    -------
+    dict
+        ``max_rel_error``, ``tolerance``, ``passed``, ``exact_units``, ``inexact_units``.
+
+    Raises
+    ------
+    VerificationError
+        It does not.
+    """
+    read = Plan.load(plan_path(cut) if plan is None else plan)
+    shapes = {name: tuple(shape) for name, shape in dict(read.options.get("shapes", {})).items()}
+    state = State(load_any(source), Options(shapes=shapes))
+    recorded = read.source.get("sha256")
+    if recorded and state.loaded.sha256 and recorded != state.loaded.sha256:
+        raise UsageError("the source is not the file the plan was made from (sha256 differs): give the original")
+    for one in build_passes(("l1",))[:1]:
+        one.run(state)
+    Couple().run(state)
+    state.dead = dead_from_plan(state, read)
+    from graphprune.costs import CostModel
+
+    costs = CostModel(state.model, state.need_coupling(), state.need_facts())
+    state.before, state.after = costs.price(), costs.price(state.dead)
+    Rewrite().run(state)
+    given = load_any(cut).model
+    assert state.rewriter is not None and state.cut is not None and state.plan is not None
+    if state.plan.tensors != {k: {"shape": list(v["shape"]), "kept": v["kept"]} for k, v in read.tensors.items()}:
+        raise VerificationError("the plan is not one that this model's coupling allows: some tensors are cut alone")
+    _check_weights(state.cut, given)
+    from graphprune.calibration import samples_for
+    from graphprune.masking import masked_original
+
+    check = Verify()
+    feeds = list(samples_for(state, n=check.count(state)))
+    worst, where = compare(masked_original(state.rewriter), given, feeds)
+    allowed = tolerance_of(state.model)
+    report = {**state.plan.verify, "max_rel_error": worst, "tolerance": allowed, "passed": bool(worst <= allowed)}
+    if not report["passed"]:
+        raise VerificationError(f"output '{where}' differs by {worst:.2g} of its maximum (allowed {allowed:g})")
+    return report
+
+
+def _check_weights(expected: ir.Model, given: ir.Model) -> None:
+    """Every weight of the cut file is the source's, at the kept indices."""
+    theirs = given.graph.initializers
+    for name, value in expected.graph.initializers.items():
+        other = theirs.get(name)
+        if other is None or other.const_value is None or value.const_value is None:
+            raise VerificationError(f"the cut model lacks tensor '{name}'")
+        a, b = value.const_value, other.const_value
+        if a.dtype != b.dtype or tuple(a.shape) != tuple(b.shape):
+            raise VerificationError(f"tensor '{name}' has shape {list(b.shape)} where the plan gives {list(a.shape)}")
+        if not np.array_equal(a.numpy().view(np.uint8) if a.size else 0, b.numpy().view(np.uint8) if b.size else 0):
+            raise VerificationError(f"tensor '{name}' does not hold the source's values at the kept indices")
+
+
+__all__ = ["GraphPruneError", "Result", "inspect", "prune", "verify"]

@@ -1,0 +1,105 @@
+"""The Plan: for every tensor of the source file, the indices that are kept. Schema 1, JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from graphprune.errors import UsageError
+
+SCHEMA = 1
+#: Key in ``Value.meta`` of constants that are no tensors of the source file; plans leave them out.
+DERIVED = "graphprune.derived"
+
+
+@dataclass
+class Plan:
+    """What was decided, and what was found; see ``docs/plan.md`` for every key.
+
+    Attributes
+    ----------
+    tensors
+        Source tensor name -> ``{"shape": [...], "kept": {"axis": [indices]}}``, cut axes only.
+    groups, frozen, verify, before, after, options, source
+        As in the file.
+    """
+
+    source: dict[str, Any]
+    options: dict[str, Any]
+    before: dict[str, int]
+    after: dict[str, int]
+    tensors: dict[str, dict[str, Any]] = field(default_factory=dict)
+    groups: list[dict[str, Any]] = field(default_factory=list)
+    frozen: list[dict[str, Any]] = field(default_factory=list)
+    verify: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    scores: dict[str, Any] = field(default_factory=dict)
+    graphprune: str = ""
+    schema: int = SCHEMA
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as plain JSON data."""
+        keys = ("schema", "graphprune", "source", "options", "before", "after", "tensors", "groups", "frozen",
+                "verify", "notes", "scores")  # fmt: skip
+        return {key: getattr(self, key) for key in keys}
+
+    def dumps(self) -> str:
+        """The plan as JSON text."""
+        return json.dumps(self.to_json(), default=_plain, separators=(",", ":")) + "\n"
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], where: str = "plan") -> Plan:
+        """Read a plan.
+
+        Raises
+        ------
+        UsageError
+            For another schema or missing keys.
+        """
+        if not isinstance(data, Mapping) or data.get("schema") != SCHEMA:
+            found = data.get("schema") if isinstance(data, Mapping) else type(data).__name__
+            raise UsageError(f"{where} is not a plan of schema {SCHEMA} (found {found!r})")
+        required = ("source", "options", "before", "after", "tensors")
+        missing = [key for key in required if not isinstance(data.get(key), Mapping)]
+        if missing:
+            raise UsageError(f"{where} lacks {', '.join(missing)}")
+        keys = {key: data[key] for key in (*required, "groups", "frozen", "verify", "notes", "scores", "graphprune")
+                if key in data}  # fmt: skip
+        return cls(**keys)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Plan:
+        """Read a plan file."""
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UsageError(
+                f"no plan at {path} ({error.strerror}): 'graphprune run' writes it beside the model"
+            ) from error
+        except ValueError as error:
+            raise UsageError(f"{path} is not JSON: {error}") from error
+        return cls.from_json(data, str(path))
+
+
+def plan_path(model_path: str | os.PathLike[str]) -> Path:
+    """Where the plan of ``out.onnx`` lies: ``out.plan.json``."""
+    path = Path(model_path)
+    return path.with_name((path.stem if path.suffix == ".onnx" else path.name) + ".plan.json")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.integer):
+        return int(value)
+    if isinstance(value, np.floating):
+        return float(value)
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, np.bool_):
+        return bool(value)
+    raise TypeError(f"{type(value)} in a plan")

@@ -1,0 +1,1 @@
+"""An example of a graphprune plug-in."""
