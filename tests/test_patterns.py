@@ -26,9 +26,6 @@ MODES: dict[str, dict[str, Any]] = {
 NOT_YET = {
     "transposed_grid_meets_itself",
     "lstm_state_from_a_layer",
-    "scan_over_stacked_layers",
-    "two_shuffles_in_a_row",
-    "two_shuffles_then_groups_on_a_residual",
     "batch_axis_first_here_and_second_there",
 }
 CASES = [

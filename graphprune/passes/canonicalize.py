@@ -69,7 +69,10 @@ class Canonicalize(Pass):
             set_weight(indices, ir.Tensor(order, name=indices.name))
             graph.register_initializer(indices)
             gather = ir.node("Gather", [x, indices], attributes={"axis": axis}, name=f"{last.name}_shuffle")
+            dtype = facts.dtype(last.outputs[0])
             _replace(graph, last, gather)
+            # A shuffle behind this one reads the new value's shape.
+            facts.set_shape(gather.outputs[0], shape, dtype)
             count += 1
         return count
 
