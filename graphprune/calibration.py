@@ -52,18 +52,18 @@ def vocabulary(model: ir.Model, facts: Facts) -> dict[str, int]:
     return limits
 
 
-def samples_for(state: State, n: int | None = None, seed: int | None = None) -> Samples:
+def samples_for(state: State, n: int | None = None, seed: int | None = None, batch: int = 1) -> Samples:
     """The run's calibration samples: the user's data, or synthetic inputs."""
     options = state.options
     specs = input_specs(state.model)
-    n = options.samples if n is None else n
+    n = options.sample_count if n is None else n
     seed = options.seed if seed is None else seed
     facts = state.need_facts()
     shapes = {spec.name: shape for spec in specs if (shape := _sample_shape(state, spec, facts)) is not None}
     hints = Hints(limits=vocabulary(state.model, facts))
     if options.data is not None:
         return loading.load(options.data, specs, n=n, mean=options.mean, std=options.std, layout=options.layout,
-                            shapes=dict(options.shapes), seed=seed, hints=hints)  # fmt: skip
+                            shapes=dict(options.shapes), seed=seed, batch=batch, hints=hints)  # fmt: skip
     return loading.synthetic(specs, n=n, seed=seed, shapes=shapes, hints=hints)
 
 

@@ -78,7 +78,7 @@ def _shape_option(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--exact", is_flag=True, help="Leave what normalisations look across.")
 @click.option("--keep", multiple=True, metavar="GLOB", help="Tensors to leave whole.")
 @click.option("--data", metavar="PATH", help="Calibration data: a folder of images, .npy, or .npz by input name.")
-@click.option("--samples", type=int, default=16, show_default=True, help="Calibration samples.")
+@click.option("--samples", type=int, help="Calibration samples. Default 16, or 256 with a recover pass.")
 @click.option("--mean", metavar="A,B,C", help="Per channel, for images.")
 @click.option("--std", metavar="A,B,C", help="Per channel, for images.")
 @click.option("--layout", type=click.Choice(["NCHW", "NHWC"]), help="For images, where the shape leaves it open.")

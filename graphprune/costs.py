@@ -113,6 +113,14 @@ def _dynamic_batch(model: ir.Model, facts: Facts) -> int:
     return 1
 
 
+def batch_is_dynamic(model: ir.Model) -> bool:
+    """Whether the first axis of the first input has no fixed size."""
+    for value in model.graph.inputs:
+        if not value.is_initializer() and value.shape is not None and len(value.shape):
+            return not isinstance(value.shape[0], int)
+    return False
+
+
 def _carries_batch(places: tuple[Place, ...], coupling: Coupling, batch: int) -> bool:
     """Whether work that grows with the batch: all but what is made from parameters alone."""
     return batch > 1 and not all(coupling.coupler.is_parameter(value) for value, _ in places)

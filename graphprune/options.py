@@ -10,6 +10,8 @@ from typing import Any, Literal
 from graphprune.errors import UsageError
 
 BUDGETS = ("macs", "params", "bytes")
+#: Calibration samples when none are asked for: to look at feature maps, and to fit weights.
+LOOKING_SAMPLES, FITTING_SAMPLES = 16, 256
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Options:
     exact: bool = False
     keep: tuple[str, ...] = ()
     data: str | None = None
-    samples: int = 16
+    samples: int | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     layout: str | None = None
@@ -66,13 +68,20 @@ class Options:
             raise UsageError(f"--floor {self.floor:g} is outside [0, 1)")
         if self.align < 1:
             raise UsageError(f"--align {self.align} must be 1 or more")
-        if self.samples < 1:
+        if self.samples is not None and self.samples < 1:
             raise UsageError(f"--samples {self.samples} must be 1 or more")
         if self.seed < 0:
             raise UsageError(f"--seed {self.seed} must be 0 or more")
         for name, allowed in (("scope", ("global", "group")), ("grain", ("coarse", "fine", "both"))):
             if getattr(self, name) not in allowed:
                 raise UsageError(f"--{name} {getattr(self, name)!r}: give one of {', '.join(allowed)}")
+
+    @property
+    def sample_count(self) -> int:
+        """Calibration samples: as asked, else few where maps are looked at and more where weights are fitted."""
+        if self.samples is not None:
+            return self.samples
+        return FITTING_SAMPLES if any(spec.strip().startswith("recover") for spec in self.passes) else LOOKING_SAMPLES
 
     def parsed_budget(self) -> tuple[str, float]:
         """The budget's measure and its amount (a share when below 1)."""

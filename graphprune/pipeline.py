@@ -107,10 +107,12 @@ def build_passes(specs: Sequence[str]) -> list[Pass]:
         if name not in fixed:
             fixed[name] = registry.load(name)()
     middle = [one for one in wanted if one.name not in fixed]
-    other = [one.name for one in middle if one.kind != "score"]
+    scoring = [one for one in middle if one.kind == "score"]
+    recovering = [one for one in middle if one.kind == "recover"]
+    other = [one.name for one in middle if one.kind not in ("score", "recover")]
     if other:
         raise UsageError(f"pass '{other[0]}' has no place in a run yet")
-    return [*(fixed[name] for name in BEFORE), *middle, *(fixed[name] for name in AFTER)]
+    return [*(fixed[name] for name in BEFORE), *scoring, *(fixed[name] for name in AFTER), *recovering]
 
 
 def run_state(source: Any, options: Options, progress: Progress | None = None, until: str = "verify") -> State:
@@ -125,7 +127,7 @@ def run_state(source: Any, options: Options, progress: Progress | None = None, u
     if until == "verify" and not any(one.kind == "score" for one in passes):
         raise UsageError("no scoring pass is given: add one, for example --pass l1")
     names = [one.name for one in passes]
-    for one in passes[: names.index(until) + 1]:
+    for one in passes if until == AFTER[-1] else passes[: names.index(until) + 1]:
         if until == "couple" and one.kind == "score":
             continue
         state.progress(one.name, 0.0)

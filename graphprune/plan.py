@@ -40,13 +40,14 @@ class Plan:
     verify: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     scores: dict[str, Any] = field(default_factory=dict)
+    recovery: dict[str, Any] = field(default_factory=dict)
     graphprune: str = ""
     schema: int = SCHEMA
 
     def to_json(self) -> dict[str, Any]:
         """The plan as plain JSON data."""
         keys = ("schema", "graphprune", "source", "options", "before", "after", "tensors", "groups", "frozen",
-                "verify", "notes", "scores")  # fmt: skip
+                "verify", "notes", "scores", "recovery")  # fmt: skip
         return {key: getattr(self, key) for key in keys}
 
     def dumps(self) -> str:
@@ -69,7 +70,7 @@ class Plan:
         missing = [key for key in required if not isinstance(data.get(key), Mapping)]
         if missing:
             raise UsageError(f"{where} lacks {', '.join(missing)}")
-        keys = {key: data[key] for key in (*required, "groups", "frozen", "verify", "notes", "scores", "graphprune")
+        keys = {key: data[key] for key in (*required, "groups", "frozen", "verify", "notes", "scores", "recovery", "graphprune")
                 if key in data}  # fmt: skip
         return cls(**keys)
 

@@ -27,6 +27,7 @@ BUILTIN = {
     "select": "graphprune.passes.select:Select",
     "rewrite": "graphprune.passes.rewrite:Rewrite",
     "verify": "graphprune.passes.verify:Verify",
+    "recover": "graphprune.passes.recover:Recover",
 }
 
 

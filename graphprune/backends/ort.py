@@ -222,7 +222,7 @@ class Runner:
 
     def _set_types(self, types: Types) -> None:
         self._writer = SessionWriter(self._model, self._replace, types)
-        self._single: _Session | None = None
+        self._single: Session | None = None
         wanted = [v for v in self.outputs.values() if constant_tensor(v) is None and v.producer() is not None]
         graph, cap = self._model.graph, self._limits[0]
         # Strings cannot be handed from one session to the next, so a model that reads them stays whole.
@@ -237,19 +237,19 @@ class Runner:
         size = int(tensor.size * self._writer.type(tensor.dtype).itemsize)
         return size if is_large(value) else size * _COPIES
 
-    def _session(self, index: int, piece: Piece, live: Live) -> _Session:
+    def _session(self, index: int, piece: Piece, live: Live) -> Session:
         if self._single is not None:
             return self._single
         chunked = len(self._pieces) > 1
         try:
-            session = _Session(self._writer, piece, live, self._options(chunked), fed=chunked)
+            session = Session(self._writer, piece, live, self._options(chunked), fed=chunked)
         except ModelError as error:
             if self._widens(error):
                 raise _Restart from error
             if not chunked:
                 raise
             # A few operators insist on weights that are constants of the graph.
-            session = _Session(self._writer, piece, live, self._options(chunked), fed=False)
+            session = Session(self._writer, piece, live, self._options(chunked), fed=False)
         if not chunked:
             self._single = session
         return session
@@ -259,7 +259,7 @@ class Runner:
         text = str(error)
         if not self._may_widen or not re.search(r"no implementation|bfloat16|\(double\)", text):
             return False
-        if all(a in self._writer.types for a in _LACKING) or not any(_uses(self._model, t) for t in _LACKING):
+        if all(a in self._writer.types for a in _LACKING) or not any(uses_type(self._model, t) for t in _LACKING):
             return False
         self._set_types({**self._writer.types, **_LACKING})
         return True
@@ -303,12 +303,12 @@ class Runner:
         wanted = [v for piece in self._pieces for v in piece.outputs if v in set(self.outputs.values())]
         for piece in cut(self._model.graph, wanted, None, self._cost):
             try:
-                _Session(self._writer, piece, {}, self._check_options(), fed=True, hollow=True).close()
+                Session(self._writer, piece, {}, self._check_options(), fed=True, hollow=True).close()
             except ModelError:
                 if piece.cost > self._limits[0]:
                     raise
                 # A few operators insist on weights that are constants of the graph.
-                _Session(self._writer, piece, {}, self._check_options(), fed=False).close()
+                Session(self._writer, piece, {}, self._check_options(), fed=False).close()
 
     def _check_options(self) -> ort.SessionOptions:
         options = self._options(True)
@@ -316,7 +316,7 @@ class Runner:
         return options
 
 
-class _Session:
+class Session:
     """One piece, loaded.
 
     Parameters
@@ -427,7 +427,7 @@ def _find(graph: ir.Graph, names: Sequence[str] | None) -> dict[str, ir.Value]:
     return {name: known[name] for name in names}
 
 
-def _uses(model: ir.Model, dtype: ir.DataType) -> bool:
+def uses_type(model: ir.Model, dtype: ir.DataType) -> bool:
     """Whether a type occurs: among inputs, constants, or what a Cast makes."""
     for graph in model.graphs():
         if any(v.dtype == dtype for v in (*graph.inputs, *graph.initializers.values())):

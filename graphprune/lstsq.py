@@ -1,0 +1,169 @@
+"""Ridge regression on streamed rows: what recovery and the data criteria fit weights with.
+
+For ``g`` problems side by side, rows ``u: float[r, g, d]`` and residuals ``e: float[r, g, o]``, find the change
+``dW: float[g, o, d]`` (and intercept) that makes ``u dW' + db`` nearest to ``e``. Where there are fewer rows than
+unknowns, the same solution comes from the kernel of the rows, so no matrix larger than the data is made.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import scipy.linalg
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+#: Rows that are multiplied at a time.
+_BLOCK = 8192
+
+
+class Rows:
+    """Rows of one or several linear problems, summed up as they come or held where they are few.
+
+    Parameters
+    ----------
+    d
+        Unknowns a row.
+    expected
+        Rows that will come; with fewer than ``d`` they are held.
+    """
+
+    def __init__(self, d: int, expected: int) -> None:
+        self.dual = expected < d
+        self.n = 0
+        self._held: list[tuple[Array, Array]] = []
+        self._sums: list[Array] | None = None
+
+    def add(self, u: Array, e: Array) -> None:
+        """More rows: ``u: float[r, g, d]``, ``e: float[r, g, o]``."""
+        self.n += len(u)
+        if self.dual:
+            self._held.append((u.astype(np.float32), e.astype(np.float32)))
+            return
+        sums = self._sums
+        if sums is None:
+            g, d, o = u.shape[1], u.shape[2], e.shape[2]
+            sums = [np.zeros(s) for s in ((g, d), (g, o), (g, d, d), (g, o, d), (g, o))]
+            self._sums = sums
+        for start in range(0, len(u), _BLOCK):
+            a = np.ascontiguousarray(u[start : start + _BLOCK].transpose(1, 0, 2), np.float32)
+            b = np.ascontiguousarray(e[start : start + _BLOCK].transpose(1, 0, 2), np.float32)
+            parts = (a.sum(1, dtype=np.float64), b.sum(1, dtype=np.float64), a.transpose(0, 2, 1) @ a,
+                     b.transpose(0, 2, 1) @ a, np.square(b).sum(1, dtype=np.float64))  # fmt: skip
+            for total, part in zip(sums, parts, strict=True):
+                total += part
+
+    @staticmethod
+    def joined(parts: list[Rows]) -> Rows:
+        """All rows of one or several problems of the same sizes: one weight that serves several nodes."""
+        if len(parts) == 1:
+            return parts[0]
+        out = Rows(0, 0)
+        out.dual = all(part.dual for part in parts)
+        for part in parts:
+            out.n += part.n
+            held, part_sums = part._held, part._sums
+            if part_sums is None and not out.dual:
+                summed = Rows(0, 0)
+                summed.dual = False
+                for u, e in held:
+                    summed.add(u, e)
+                part_sums = summed._sums
+            out._held.extend(held)
+            if out._sums is None or part_sums is None:
+                out._sums = out._sums or part_sums
+            else:
+                out._sums = [a + b for a, b in zip(out._sums, part_sums, strict=True)]
+        return out
+
+    def means(self) -> tuple[Array, Array]:
+        """Means of inputs and residuals, float64[g, d] and float64[g, o]."""
+        if self.dual:
+            u, e = (np.concatenate(part).mean(0, dtype=np.float64) for part in zip(*self._held, strict=True))
+            return u, e
+        assert self._sums is not None
+        return self._sums[0] / self.n, self._sums[1] / self.n
+
+    def centred(self, intercept: bool) -> tuple[Array, Array, Array, Array]:
+        """Second moments about the means (about 0 without an intercept).
+
+        Returns
+        -------
+        uu, eu, mu, me
+            float64[g, d, d], float64[g, o, d], float64[g, d] and float64[g, o], means over the rows.
+        """
+        assert self._sums is not None
+        su, se, uu, eu, _ = (s / self.n for s in self._sums)
+        if not intercept:
+            return uu, eu, np.zeros_like(su), np.zeros_like(se)
+        return uu - su[:, :, None] * su[:, None, :], eu - se[:, :, None] * su[:, None, :], su, se
+
+    def projected(self, weight: Array) -> tuple[Array, Array]:
+        """Mean and variance of ``u weight'`` over the rows, float64[g, o] both; ``weight: float[g, o, d]``."""
+        if self.dual:
+            y = np.concatenate([np.einsum("rgd,god->rgo", u, weight) for u, _ in self._held])
+            return y.mean(0), y.var(0)
+        uu, _, mu, _ = self.centred(True)
+        variance = ((weight @ uu) * weight).sum(2)
+        return (weight * mu[:, None, :]).sum(2), np.maximum(variance, 0)
+
+    def solve(self, ridge: float, intercept: bool = True) -> tuple[Array, Array]:
+        """The change of weights and of the intercept.
+
+        Parameters
+        ----------
+        ridge
+            Pull towards no change, as a share of the mean squared entry of the (centred) rows.
+
+        Returns
+        -------
+        dw, db
+            float64[g, o, d] and float64[g, o].
+        """
+        if self.dual:
+            return self._solve_dual(ridge, intercept)
+        uu, eu, mu, me = self.centred(intercept)
+        g, d = mu.shape
+        dw = np.empty_like(eu)
+        for i in range(g):
+            scale = float(np.trace(uu[i])) / d
+            matrix = uu[i] + (ridge * scale + 1e-12) * np.eye(d)
+            dw[i] = solve_positive(matrix, eu[i].T).T
+        return dw, me - (dw * mu[:, None, :]).sum(2)
+
+    def _solve_dual(self, ridge: float, intercept: bool) -> tuple[Array, Array]:
+        u, e = (np.concatenate(parts).astype(np.float64) for parts in zip(*self._held, strict=True))
+        mu = u.mean(0) if intercept else np.zeros(u.shape[1:])
+        me = e.mean(0) if intercept else np.zeros(e.shape[1:])
+        u, e = u - mu, e - me
+        r, g, d = u.shape
+        dw = np.empty((g, e.shape[2], d))
+        for i in range(g):
+            kernel = u[:, i] @ u[:, i].T
+            shift = ridge * float(np.trace(kernel)) / d + 1e-12
+            dw[i] = (u[:, i].T @ solve_positive(kernel + shift * np.eye(r), e[:, i])).T
+        return dw, me - (dw * mu[:, None, :]).sum(2)
+
+
+def solve_positive(matrix: Array, right: Array) -> Array:
+    """Solve a symmetric, (nearly) positive definite system, float64[d, d] and float64[d, m]."""
+    try:
+        return np.asarray(scipy.linalg.cho_solve(scipy.linalg.cho_factor(matrix, check_finite=False), right))
+    except np.linalg.LinAlgError:
+        # Rounding made it indefinite: directions without variance get no change.
+        return np.asarray(scipy.linalg.pinvh(matrix) @ right)
+
+
+def squared_error(u: Array, e: Array, dw: Array | None, db: Array | None) -> float:
+    """Sum over rows and outputs of ``(e - u dw' - db)^2``; shapes as in :class:`Rows`."""
+    total = 0.0
+    for i in range(e.shape[1]):
+        left = e[:, i].astype(np.float64)
+        if dw is not None:
+            left = left - u[:, i].astype(np.float64) @ dw[i].T
+        if db is not None:
+            left = left - db[i]
+        total += float(np.square(left).sum())
+    return total

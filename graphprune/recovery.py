@@ -1,0 +1,305 @@
+"""Least-squares recovery: the weights of a cut model re-fitted to what the source computes.
+
+Layers are fitted in topological order on the already recovered part of the cut model: inputs ``U`` come from
+the cut model, targets ``T`` are the source's outputs of the same layer at the kept channels. A fit is judged
+on held-out samples and dropped where it does not help.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from graphprune.backends.ort import Runner
+from graphprune.backends.stepper import Shelf, Stepper, float_types
+from graphprune.calibration import evaluate_parameter
+from graphprune.cut import Rewriter
+from graphprune.inputs import Feed
+from graphprune.layers import Layer, find_layers, picks, read, write
+from graphprune.lstsq import Rows, squared_error
+from graphprune.ops.linear_form import Positions
+
+Array = NDArray[Any]
+Mode = Literal["ls", "scale", "bias"]
+
+#: Ridges that are tried, as a share of the mean squared input.
+RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)
+#: A layer whose outputs differ by less than this share of their variance needs nothing.
+EQUAL = 1e-10
+#: No channel is amplified by more than this when its spread is brought back.
+MOST_GAIN = 4.0
+
+
+@dataclass
+class LayerReport:
+    """What recovery did to one layer.
+
+    Attributes
+    ----------
+    before, after
+        Squared error of the layer's outputs on held-out samples, as a share of their variance.
+    ridge
+        The ridge chosen; None where only the intercept moved, or nothing did.
+    rows
+        Output positions that the fit saw.
+    """
+
+    layer: str
+    op: str
+    before: float
+    after: float
+    ridge: float | None
+    rows: int
+    kept: bool
+
+
+@dataclass
+class Record:
+    """What a recovery did: a list of layers, the constants it changed, and what it left alone with the reason."""
+
+    layers: list[LayerReport] = field(default_factory=list)
+    tensors: list[str] = field(default_factory=list)
+    left: dict[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass
+class _Job:
+    """One layer with its targets on the shelf.
+
+    Attributes
+    ----------
+    where
+        Output positions of each feed.
+    rows
+        What the fitting feeds gave; ``held`` what the judging ones did, as (inputs, residuals).
+    sums
+        Sum and sum of squares of the targets, float64[2, g, o].
+    """
+
+    layer: Layer
+    number: int
+    where: list[Positions] = field(default_factory=list)
+    expected: int = 0
+    rows: Rows | None = None
+    held: list[tuple[Array, Array]] = field(default_factory=list)
+    sums: Array = field(default_factory=lambda: np.zeros(()))
+
+    @property
+    def count(self) -> int:
+        return 0 if self.rows is None else self.rows.n
+
+    def variance(self) -> float:
+        """Of the targets, summed over outputs, for one row."""
+        mean = self.sums / max(self.count, 1)
+        return float(np.maximum(mean[1] - np.square(mean[0]), 0).sum())
+
+
+class Recovery:
+    """One recovery of one cut model.
+
+    Parameters
+    ----------
+    rewriter
+        Source, decision and cut model.
+    model
+        The cut model; its weights are changed.
+    feeds
+        Calibration samples, in feeds.
+    samples
+        Samples in each feed.
+    mode
+        ``ls``: least squares. ``scale``: mean and spread of each output channel are brought back to the
+        source's, which is what re-estimating batch-norm statistics does, also where these were folded.
+        ``bias``: the mean alone.
+    spread
+        After least squares, bring back the spread of each channel too.
+    patches
+        Output positions a sample that a fit sees, at least.
+    holdout
+        Share of the feeds that judge.
+    memory
+        Bytes of activations held in memory; the rest lies in a temporary file.
+    """
+
+    def __init__(
+        self, rewriter: Rewriter, model: ir.Model, feeds: Sequence[Feed], samples: int, *, mode: Mode = "ls",
+        spread: bool = False, patches: int = 50, holdout: float = 0.2, memory: int = 2 << 30, seed: int = 0,
+        progress: Callable[[str, float], None] = lambda _what, _share: None,
+    ) -> None:  # fmt: skip
+        self.rewriter, self.model, self.feeds, self.samples = rewriter, model, list(feeds), samples
+        self.mode, self.spread, self.patches, self.seed, self.progress = mode, spread, patches, seed, progress
+        self.memory = memory
+        self.types = float_types(rewriter.source, model)
+        self.fitting = max(1, len(self.feeds) - max(1, round(holdout * len(self.feeds))))
+        self.record = Record()
+
+    def run(self) -> Record:
+        """Recover; returns what was done."""
+        stepper = Stepper(self.model, self.feeds, self.memory // 2, self.types)
+        layers, self.record.left = find_layers(self.rewriter, self.model, stepper.nodes)
+        affected = _affected(self.rewriter, stepper.nodes)
+        jobs = [_Job(layer, n) for n, layer in enumerate(layers) if layer.node in affected]
+        shelf = Shelf(self.memory // 2)
+        self._targets(jobs, shelf)
+        place = {node: n for n, node in enumerate(stepper.nodes)}
+        by_weight: dict[ir.Value, list[_Job]] = {}
+        for job in jobs:
+            by_weight.setdefault(job.layer.weight, []).append(job)
+        for done, job in enumerate(jobs):
+            self.progress("recovering", done / len(jobs))
+            stepper.advance(place[job.layer.node])
+            together = by_weight[job.layer.weight]
+            self._gather(job, stepper, shelf)
+            if job is together[-1]:
+                changed = self._fit(together)
+                if changed and len(together) > 1:
+                    # Earlier nodes that share the weight ran with the old one.
+                    stepper.rewind()
+                for one in together:
+                    one.rows, one.held = None, []
+            for i in range(len(self.feeds)):
+                shelf.drop((i, job.number))
+        stepper.close()
+        shelf.close()
+        return self.record
+
+    # -- what the source computes ---------------------------------------------------------------------
+    def _targets(self, jobs: list[_Job], shelf: Shelf) -> None:
+        """Run the source once and keep what each layer has to reproduce, at the chosen positions."""
+        if not jobs:
+            return
+        names = [str(job.layer.old.outputs[0].name) for job in jobs]
+        runner = Runner(self.rewriter.source, outputs=list(dict.fromkeys(names)), widen=True)
+        for i, feed in enumerate(self.feeds):
+            self.progress("running the source", i / len(self.feeds))
+            found = runner.run(feed)
+            for job, name in zip(jobs, names, strict=True):
+                y, value = found[name], job.layer.old.outputs[0]
+                kept = [self.rewriter.kept(value, axis) for axis in range(y.ndim)]
+                shape = [n if k is None else len(k) for n, k in zip(y.shape, kept, strict=True)]
+                axis = job.layer.form.out_axis(y.ndim)
+                rng = np.random.default_rng((self.seed, job.number, i))
+                where = picks(shape, axis, self._count(job), rng)
+                job.where.append(where)
+                target = read(y, where, axis, kept)
+                job.expected += len(target)
+                shelf.put((i, job.number), target)
+
+    def _count(self, job: _Job) -> int:
+        """Positions of one feed: as many as asked, more where the layer has many inputs."""
+        return max(self.patches * self.samples, 3 * job.layer.unknowns // len(self.feeds))
+
+    # -- what the cut model sees ------------------------------------------------------------------------
+    def _gather(self, job: _Job, stepper: Stepper, shelf: Shelf) -> None:
+        layer = job.layer
+        weight = self._matrix(layer)
+        bias = self._bias(layer, weight.shape)
+        job.rows = Rows(weight.shape[2], job.expected)
+        job.sums = np.zeros((2, *weight.shape[:2]))
+        flat = weight.astype(np.float32).transpose(0, 2, 1)
+        for i in range(len(self.feeds)):
+            u = layer.form.patches(stepper.value(i, layer.x), job.where[i], layer.shape)
+            target = shelf.get((i, job.number)).reshape(len(u), *weight.shape[:2])
+            e = target - np.matmul(u.transpose(1, 0, 2), flat).transpose(1, 0, 2) - bias
+            if i < self.fitting:
+                job.rows.add(u, e)
+                job.sums += np.stack([target.sum(0, dtype=np.float64), np.square(target).sum(0, dtype=np.float64)])
+            if i >= self.fitting or len(self.feeds) == 1:
+                job.held.append((u, e))
+
+    def _matrix(self, layer: Layer) -> Array:
+        """The layer's weight as it is now, float64[g, o, d]."""
+        array = evaluate_parameter(self.model, layer.weight)
+        assert array is not None
+        return np.asarray(layer.form.matrix(np.asarray(array, np.float64)))
+
+    def _bias(self, layer: Layer, shape: Sequence[int]) -> Array:
+        """The bias that the node itself adds, float32[g, o]; one that a later Add adds is no part of its output."""
+        form = layer.form
+        given = form.bias is not None and form.bias < len(layer.node.inputs)
+        value = layer.node.inputs[form.bias] if given and form.bias is not None else None
+        array = None if value is None else evaluate_parameter(self.model, value)
+        flat = np.zeros(1) if array is None else np.asarray(array, np.float64).reshape(-1) * form.bias_gain()
+        return np.broadcast_to(flat, (shape[0] * shape[1],)).reshape(shape[0], shape[1]).astype(np.float32)
+
+    # -- the fit ----------------------------------------------------------------------------------------
+    def _fit(self, jobs: list[_Job]) -> bool:
+        """Fit the weight of one layer, or of several that share it; whether anything changed."""
+        first, rows = jobs[0], Rows.joined([job.rows for job in jobs if job.rows is not None])
+        layer, held = first.layer, [pair for job in jobs for pair in job.held]
+        weight = self._matrix(layer)
+        variance = sum(job.variance() for job in jobs) * sum(len(u) for u, _ in held)
+
+        def judge(dw: Array | None, db: Array | None) -> float:
+            return sum(squared_error(u, e, dw, db) for u, e in held) / max(variance, 1e-30)
+
+        before = judge(None, None)
+        report = LayerReport(layer.name, layer.node.op_type, before, before, None, rows.n, False)
+        self.record.layers.append(report)
+        if before <= EQUAL:
+            return False
+        intercept = len(jobs) == 1 and layer.intercept is not None
+        dw: Array | None = None
+        db: Array | None = None
+        if self.mode == "ls":
+            for ridge in RIDGES:
+                step, shift = rows.solve(ridge, intercept)
+                error = judge(step, shift if intercept else None)
+                if error < report.after:
+                    report.after, report.ridge, dw, db = error, ridge, step, shift if intercept else None
+            if dw is None:
+                return False
+        if self.mode == "scale" or (self.mode == "ls" and self.spread):
+            dw, db = self._spread(jobs, rows, weight if dw is None else weight + dw, db, intercept)
+            dw, report.after = dw - weight, judge(dw - weight, db)
+        elif self.mode == "bias":
+            if not intercept:
+                return False
+            db = rows.means()[1]
+            report.after = judge(None, db)
+            if report.after >= before:
+                report.after = before
+                return False
+        report.kept = True
+        for n, job in enumerate(jobs):
+            touched = write(job.layer, self.model, None if dw is None or n else weight + dw,
+                            None if db is None else db.reshape(-1))  # fmt: skip
+            self.record.tensors.extend(name for name in touched if name not in self.record.tensors)
+            job.layer.weight = layer.weight
+        return True
+
+    def _spread(
+        self, jobs: list[_Job], rows: Rows, weight: Array, db: Array | None, intercept: bool
+    ) -> tuple[Array, Array | None]:
+        """Scale every output channel so that its spread (and, with an intercept, its mean) is the source's."""
+        bias = self._bias(jobs[0].layer, weight.shape)
+        mean, variance = rows.projected(weight)
+        count = sum(job.count for job in jobs)
+        want = sum(job.sums[0] for job in jobs) / count
+        spread = np.sqrt(np.maximum(sum(job.sums[1] for job in jobs) / count - np.square(want), 0))
+        low = 1e-6 * max(float(spread.max()), 1e-30)
+        gain = np.clip(spread / np.maximum(np.sqrt(variance), low), 1 / MOST_GAIN, MOST_GAIN)
+        gain[(spread < low) | (variance < low * low)] = 1.0
+        return weight * gain[:, :, None], want - gain * mean - bias if intercept else db
+
+
+def _affected(rewriter: Rewriter, order: Sequence[ir.Node]) -> set[ir.Node]:
+    """Nodes of the cut model that may compute something else than in the source."""
+    olds = {new: old for old, new in rewriter.new_nodes.items()}
+    changed: set[ir.Value] = set()
+    out: set[ir.Node] = set()
+    for node in order:
+        old = olds.get(node)
+        cut = old is None or any(map(rewriter.is_cut, old.inputs)) or any(map(rewriter.is_cut, old.outputs))
+        if cut or any(value in changed for value in node.inputs if value is not None):
+            out.add(node)
+            changed.update(node.outputs)
+    return out
