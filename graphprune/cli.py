@@ -73,6 +73,8 @@ def _shape_option(command: Callable[..., Any]) -> Callable[..., Any]:
               help="One threshold over all groups, or the same rate in each.")  # fmt: skip
 @click.option("--grain", type=click.Choice(["coarse", "fine", "both"]), default="coarse", show_default=True,
               help="Heads and groups, or what is within them.")  # fmt: skip
+@click.option("--allocate", type=click.Choice(["dp", "global", "uniform", "isomorphic"]),
+              help="How a budget is shared among groups. Default: dp where --data is given, else by --scope.")  # fmt: skip
 @click.option("--floor", type=float, default=0.1, show_default=True, help="Share of each group that is always kept.")
 @click.option("--align", default="1", metavar="N", help="Kept widths are multiples of N.")
 @click.option("--exact", is_flag=True, help="Leave what normalisations look across.")

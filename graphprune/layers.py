@@ -15,8 +15,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from graphprune.cut import Rewriter, set_weight
 from graphprune.calibration import evaluate_parameter
+from graphprune.cut import Rewriter, set_weight
 from graphprune.ops.linear_form import LinearForm, Positions, ProductForm, added_constant, linear_form, norm_mean
 
 Array = NDArray[Any]
@@ -82,6 +82,25 @@ class Layer:
         return value
 
 
+def make_layer(model: ir.Model, old: ir.Node, node: ir.Node) -> Layer | str | None:
+    """The layer that a node of ``model`` is; why its weight cannot be fitted; None for other nodes."""
+    form = linear_form(node)
+    if form is None:
+        return None
+    weight = node.inputs[form.w]
+    assert weight is not None
+    reason = _unfit(weight, node, form)
+    if reason:
+        return reason
+    array = evaluate_parameter(model, weight)
+    if array is None or array.ndim < 2:
+        return f"its weight '{weight.name}' cannot be read as a matrix"
+    if isinstance(form, ProductForm) and array.ndim != 2:
+        return f"its weight '{weight.name}' is a stack of matrices"
+    users = tuple(user for user, _ in weight.uses())
+    return Layer(old, node, form, weight, _intercept(node, form, array.ndim), users, array.shape)
+
+
 def find_layers(rewriter: Rewriter, model: ir.Model, order: Sequence[ir.Node]) -> tuple[list[Layer], dict[str, str]]:
     """Layers whose weights can be fitted, in order, and why others cannot.
 
@@ -101,24 +120,11 @@ def find_layers(rewriter: Rewriter, model: ir.Model, order: Sequence[ir.Node]) -
     layers: list[Layer] = []
     left: dict[str, str] = {}
     for node in order:
-        form, old = linear_form(node), olds.get(node)
-        if form is None or old is None:
-            continue
-        weight = node.inputs[form.w]
-        assert weight is not None
-        reason = _unfit(weight, node, form)
-        if reason:
-            left[node.name or str(node.outputs[0].name)] = reason
-            continue
-        array = evaluate_parameter(model, weight)
-        if array is None or array.ndim < 2:
-            left[node.name or str(node.outputs[0].name)] = f"its weight '{weight.name}' cannot be read as a matrix"
-            continue
-        if isinstance(form, ProductForm) and array.ndim != 2:
-            left[node.name or str(node.outputs[0].name)] = f"its weight '{weight.name}' is a stack of matrices"
-            continue
-        users = tuple(user for user, _ in weight.uses())
-        layers.append(Layer(old, node, form, weight, _intercept(node, form, array.ndim), users, array.shape))
+        found = make_layer(model, olds[node], node) if node in olds else None
+        if isinstance(found, Layer):
+            layers.append(found)
+        elif found is not None:
+            left[node.name or str(node.outputs[0].name)] = found
     return layers, left
 
 

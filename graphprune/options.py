@@ -10,6 +10,8 @@ from typing import Any, Literal
 from graphprune.errors import UsageError
 
 BUDGETS = ("macs", "params", "bytes")
+#: Passes that fit weights, and so need more samples.
+FITTING = ("recover", "obs", "gram")
 #: Calibration samples when none are asked for: to look at feature maps, and to fit weights.
 LOOKING_SAMPLES, FITTING_SAMPLES = 16, 256
 
@@ -31,6 +33,10 @@ class Options:
         ``group``: the rate holds on every prunable axis. ``global``: over all, by normalised score.
     grain
         ``coarse`` (heads, groups), ``fine`` (lanes, positions) or ``both`` where two families share an axis.
+    allocate
+        How a budget is shared among the groups. ``dp``: by the error after least squares, dynamic programming (the
+        default where data are given). ``global``: one threshold over all normalised scores. ``uniform``: the same
+        share in each. ``isomorphic``: one threshold for all groups of the same topology.
     floor
         Share of a group's units that is always kept (at least one).
     align
@@ -44,6 +50,7 @@ class Options:
     budget: str | None = None
     scope: Literal["global", "group"] = "global"
     grain: Literal["coarse", "fine", "both"] = "coarse"
+    allocate: Literal["dp", "global", "uniform", "isomorphic"] | None = None
     floor: float = 0.1
     align: int = 1
     exact: bool = False
@@ -77,11 +84,20 @@ class Options:
                 raise UsageError(f"--{name} {getattr(self, name)!r}: give one of {', '.join(allowed)}")
 
     @property
+    def allocation(self) -> str:
+        """How a budget is shared among groups: as asked; by default ``dp`` where there are data to measure on."""
+        if self.allocate is not None:
+            return self.allocate
+        if self.scope == "group":
+            return "uniform"
+        return "dp" if self.budget is not None and self.data is not None else "global"
+
+    @property
     def sample_count(self) -> int:
         """Calibration samples: as asked, else few where maps are looked at and more where weights are fitted."""
         if self.samples is not None:
             return self.samples
-        return FITTING_SAMPLES if any(spec.strip().startswith("recover") for spec in self.passes) else LOOKING_SAMPLES
+        return FITTING_SAMPLES if self.allocation == "dp" or any(spec.strip().startswith(FITTING) for spec in self.passes) else LOOKING_SAMPLES
 
     def parsed_budget(self) -> tuple[str, float]:
         """The budget's measure and its amount (a share when below 1)."""

@@ -77,6 +77,10 @@ class LinearForm(ABC):
     def takes(self, shape: Sequence[int], weight_rank: int) -> bool:
         """Whether a constant of ``shape``, added to the output, has one entry for each of the outputs."""
 
+    @abstractmethod
+    def geometry(self, weight_shape: Sequence[int]) -> tuple[Any, ...]:
+        """What decides, beside the data, which rows :meth:`patches` makes: equal for nodes that see the same."""
+
     def bias_gain(self) -> float:
         """Factor that the bias is multiplied by before it is added."""
         return 1.0
@@ -141,6 +145,10 @@ class _Convolution(LinearForm):
     def takes(self, shape: Sequence[int], weight_rank: int) -> bool:
         axis = 1 - (weight_rank - len(shape))
         return axis >= 0 and all(n == 1 or a == axis for a, n in enumerate(shape))
+
+    def geometry(self, weight_shape: Sequence[int]) -> tuple[Any, ...]:
+        words = ("group", "strides", "dilations", "pads", "auto_pad", "output_padding", "output_shape")
+        return (type(self).__name__, tuple(weight_shape[2:]), *(str(attribute(self.node, w, None)) for w in words))
 
     def _window(self, weight_shape: Sequence[int]) -> tuple[list[int], list[int], list[int]]:
         kernel = [int(k) for k in weight_shape[2:]]
@@ -288,6 +296,9 @@ class ProductForm(LinearForm):
         if self.left:
             x = x.swapaxes(-1, -2)
         return np.asarray(x[where] if where else x[None])[:, None, :]
+
+    def geometry(self, weight_shape: Sequence[int]) -> tuple[Any, ...]:
+        return "product", self.left
 
     def takes(self, shape: Sequence[int], weight_rank: int) -> bool:
         return not self.left and all(n == 1 for n in shape[:-1])

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from graphprune.costs import Costs
     from graphprune.coupling import Coupling
     from graphprune.cut import Rewriter
+    from graphprune.elimination import Statistics
     from graphprune.facts import Facts
     from graphprune.frontends.onnx import Loaded
     from graphprune.inputs import Samples
@@ -80,6 +81,7 @@ class State:
     #: Tensors of the file that only folded nodes read, each with its reader.
     folded: list[tuple[ir.Value, ir.Node]] = field(default_factory=list)
     _samples: Samples | None = None
+    _statistics: Statistics | None = None
 
     def __post_init__(self) -> None:
         self.model = self.loaded.model
@@ -108,6 +110,19 @@ class State:
             self._samples = samples_for(self)
             self.note(f"calibration data: {self._samples.description}")
         return self._samples
+
+    @property
+    def statistics(self) -> Statistics:
+        """Second moments of what every layer reads, gathered once for all passes that ask."""
+        if self._statistics is None:
+            from graphprune.elimination import Statistics
+            from graphprune.moments import consumers_of, gather
+
+            consumers = consumers_of(self, self.model, self.need_coupling())
+            with self.timed("statistics"):
+                gather(self, consumers)
+            self._statistics = Statistics(consumers)
+        return self._statistics
 
     def parameter(self, value: ir.Value) -> np.ndarray[Any, Any] | None:
         """Contents of a parameter: a constant, or what constants alone make of it (dequantised, transposed).

@@ -6,14 +6,10 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from graphprune.calibration import samples_for
-from graphprune.costs import batch_is_dynamic
 from graphprune.errors import GraphPruneError
+from graphprune.feeding import feed_size
 from graphprune.passes.base import Kind, Pass, State
 from graphprune.recovery import Recovery
-
-#: Bytes that the outputs of all layers may take for one feed of several samples.
-_FEED_BYTES = 128 << 20
-_LARGEST_FEED = 32
 
 
 @dataclass(frozen=True)
@@ -64,20 +60,3 @@ class Recover(Pass):
         )  # fmt: skip
         record = recovery.run()
         state.plan.recovery = {"mode": self.mode, "samples": len(samples), **record.to_json()}
-
-
-def feed_size(state: State) -> int:
-    """Samples that run together: more make better use of the machine, their outputs must fit into memory."""
-    if not batch_is_dynamic(state.model):
-        return 1
-    facts = state.need_facts()
-    total = 0
-    for node in state.model.graph:
-        for value in node.outputs:
-            shape = facts.shape(value)
-            if shape:
-                size = 4
-                for n in shape:
-                    size *= max(n, 1)
-                total += size
-    return max(1, min(_LARGEST_FEED, _FEED_BYTES // max(total, 1)))

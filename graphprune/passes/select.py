@@ -59,9 +59,37 @@ class Select(Pass):
                 low = middle + 1
             else:
                 high = middle
+        dead = chooser.first(low)
+        if state.options.allocation == "dp":
+            dead = Select._dp(state, chooser, costs, measure, target, dead)
+            return Select._said(state, costs, dead, measure, amount, target, full)
         # Both neighbours of the crossing: the nearer one, the one within the budget on a tie.
         candidates = [chooser.first(k) for k in {max(low - 1, 0), low}]
         dead = min(candidates, key=lambda mask: abs(costs.price(mask).measure(measure) - target))
+        return Select._said(state, costs, dead, measure, amount, target, full)
+
+    @staticmethod
+    def _dp(state: State, chooser: Chooser, costs: CostModel, measure: str, target: float, other: Mask) -> Mask:
+        """Dynamic programming over levels of every group."""
+        from graphprune.allocation import allocate
+
+        orders = {group.id: chooser.sorted(group) for group in chooser.groups}
+        limits = {number: int(chooser.limit[number]) for number in orders}
+
+        def mask(removed: dict[int, int]) -> Mask:
+            counts = np.zeros(len(chooser.sizes), np.int64)
+            for number, n in removed.items():
+                counts[number] = n
+            return chooser.mask(counts)
+
+        return allocate(state, list(orders), orders, limits, mask,
+                        lambda dead: float(costs.price(dead).measure(measure)), target, [other])  # fmt: skip
+
+    @staticmethod
+    def _said(
+        state: State, costs: CostModel, dead: Mask, measure: str, amount: float, target: float, full: int
+    ) -> Mask:
+        """The choice, with a note where the budget could not be met."""
         reached = costs.price(dead).measure(measure)
         if abs(reached - target) > 0.01 * target:
             state.note(
@@ -106,7 +134,7 @@ class Chooser:
         self.limit = np.zeros(len(coupling.groups), np.int64)
         order, keys = [], []
         for group in self.groups:
-            units = group.units[np.argsort(scores[group.units], kind="stable")]
+            units = self.sorted(group)
             m = len(units)
             self.rank[units] = np.arange(m)
             self.sizes[group.id] = m
@@ -137,6 +165,10 @@ class Chooser:
         if not hit and not any(fnmatch.fnmatch(name, pattern) for name in names):
             raise UsageError(f"--keep '{pattern}' matches no tensor of the model{nearest(pattern, names)}")
         self.groups = [group for group in self.groups if group not in hit]
+
+    def sorted(self, group: Group) -> NDArray[np.int64]:
+        """A group's units in the order in which they go."""
+        return group.units[np.argsort(self.scores[group.units], kind="stable")]
 
     def mask(self, removed: NDArray[np.int64]) -> Mask:
         """Dead units, given how many each group loses (lowest scores first), aligned and repaired."""

@@ -1,0 +1,299 @@
+"""How much each group loses under a budget: levels, errors after least squares, dynamic programming.
+
+For every group a few levels (shares of its units removed, in the order of the scores) get an error, measured
+*after* least squares on what is left: locally, from the second moments of what reads the group, and end to end,
+by the divergence of the source's outputs when one group alone is cut and its consumers re-fitted. Dynamic
+programming then picks a level for each group that minimises the sum of errors within the budget. A cost such as
+MACs is no sum over groups (a layer's MACs are a product of two widths), so it is linearised at the current
+choice and the program solved again. A few candidates are cut, recovered and judged end to end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from graphprune.backends.ort import Runner
+from graphprune.elimination import Statistics, losses
+from graphprune.fidelity import compare_outputs
+from graphprune.inputs import Feed
+from graphprune.layers import Layer, make_layer, write
+from graphprune.lstsq import solve_positive
+from graphprune.passes.base import State
+
+Array = NDArray[Any]
+Mask = NDArray[np.bool_]
+
+#: Levels a group, the untouched one included.
+LEVELS = 13
+#: Levels that are measured end to end, as shares of what a group can lose.
+ANCHORS = (0.3, 0.7)
+#: Parts that the budget is divided into.
+BUCKETS = 2000
+ROUNDS = 8
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One group's choices.
+
+    Attributes
+    ----------
+    removed
+        int64[l], units removed at each level, ascending from 0.
+    error
+        float64[l].
+    """
+
+    group: int
+    units: NDArray[np.int64]
+    removed: NDArray[np.int64]
+    error: Array
+
+
+def local_curves(statistics: Statistics, orders: dict[int, NDArray[np.int64]], limits: dict[int, int]) -> list[Curve]:
+    """Errors from second moments: what the readers of each group lose, as shares of their variance, summed.
+
+    Parameters
+    ----------
+    orders
+        Group number -> its units in the order in which they go.
+    limits
+        Group number -> units that may go at most.
+    """
+    curves = []
+    for number, units in orders.items():
+        most = limits[number]
+        if most < 1:
+            continue
+        removed = np.unique(np.round(np.linspace(0, most, min(LEVELS, most + 1))).astype(np.int64))
+        total = np.zeros(len(removed))
+        for part in statistics.parts(units):
+            total += losses(part, np.arange(len(units)))[removed]
+        curves.append(Curve(number, units, removed, total))
+    return curves
+
+
+def end_to_end(
+    state: State, statistics: Statistics, curves: Sequence[Curve], feeds: Sequence[Feed], progress: Callable[[float], None]
+) -> list[Curve]:
+    """The same curves in units of output divergence, measured at a few levels and interpolated along the local errors."""
+    runner = Runner(state.model, widen=True)
+    source = [runner.run(feed) for feed in feeds]
+    out = []
+    for n, curve in enumerate(curves):
+        progress(n / len(curves))
+        points = sorted({int(np.clip(round(a * (len(curve.removed) - 1)), 1, len(curve.removed) - 1)) for a in ANCHORS})
+        measured = [_divergence(state, statistics, curve.units[: curve.removed[p]], feeds, source) for p in points]
+        out.append(Curve(curve.group, curve.units, curve.removed, _calibrated(curve.error, points, measured)))
+    return out
+
+
+def _calibrated(local: Array, points: Sequence[int], measured: Sequence[float]) -> Array:
+    """A curve through measured points that runs along ``local`` between and beyond them."""
+    scale = np.asarray([m / max(local[p], 1e-12) for p, m in zip(points, measured, strict=True)])
+    factor = np.interp(local, [local[p] for p in points], scale) if len(points) > 1 else np.full(len(local), scale[0])
+    return np.maximum.accumulate(np.maximum(factor * local, 0))
+
+
+def _divergence(
+    state: State, statistics: Statistics, dead: NDArray[np.int64], feeds: Sequence[Feed], source: Sequence[Any]
+) -> float:
+    """Divergence of the outputs when some units go, the weights of their readers fitted anew."""
+    model = state.model.clone()
+    twin: dict[ir.Node, ir.Node] = dict(zip(state.model.graph, model.graph, strict=True))
+    gone = np.zeros(state.need_coupling().n_units + 1, np.bool_)
+    gone[dead] = True
+    for consumer in statistics.consumers:
+        hit = gone[consumer.units].any(axis=2)
+        if not hit.any():
+            continue
+        layer = make_layer(model, consumer.node, twin[consumer.node])
+        if not isinstance(layer, Layer):
+            continue
+        weight = consumer.weight.copy()
+        precision = statistics.precision(consumer)
+        for g in np.flatnonzero(hit.any(axis=1)):
+            s = np.flatnonzero(hit[g])
+            weight[g] -= weight[g][:, s] @ solve_positive(precision[g][np.ix_(s, s)], precision[g][s])
+            weight[g][:, s] = 0
+        shift = ((consumer.weight - weight) * consumer.inputs.mean[:, None, :]).sum(2).reshape(-1)
+        write(layer, model, weight, shift)
+    runner = Runner(model, widen=True)
+    return float(compare_outputs(source, [runner.run(feed) for feed in feeds])["divergence"])
+
+
+def program(
+    curves: Sequence[Curve], price: Callable[[Sequence[int]], float], target: float
+) -> list[int]:
+    """Units that each group loses: least sum of errors with ``price`` at most ``target``.
+
+    Parameters
+    ----------
+    price
+        Cost of a choice of removed units a group, in the order of ``curves``.
+
+    Returns
+    -------
+    list of int
+        Removed units for each curve.
+    """
+    full = price([0] * len(curves))
+    # Start where all groups lose the same share.
+    low, high = 0.0, 1.0
+    for _ in range(20):
+        middle = (low + high) / 2
+        low, high = (middle, high) if price([round(middle * int(c.removed[-1])) for c in curves]) > target else (low, middle)
+    state = [round(high * int(c.removed[-1])) for c in curves]
+    best, best_error = state, float("inf")
+    for _ in range(ROUNDS):
+        saving = _savings(curves, state, price)
+        # Linearised around `state`: what all groups save together there, against what they save one by one.
+        together = full - price(state)
+        alone = sum(float(np.interp(r, c.removed, s)) for r, c, s in zip(state, curves, saving, strict=True))
+        factor = together / alone if alone > 0 else 1.0
+        levels = _knapsack([c.error for c in curves], [s * factor for s in saving], full - target)
+        chosen = [int(c.removed[level]) for c, level in zip(curves, levels, strict=True)]
+        chosen = _fit_budget(curves, chosen, price, target)
+        error = sum(float(np.interp(r, c.removed, c.error)) for r, c in zip(chosen, curves, strict=True))
+        if error < best_error * (1 - 1e-6):
+            best, best_error = chosen, error
+        if chosen == state:
+            break
+        state = [round((a + b) / 2) for a, b in zip(state, chosen, strict=True)]
+    return best
+
+
+def _savings(curves: Sequence[Curve], state: Sequence[int], price: Callable[[Sequence[int]], float]) -> list[Array]:
+    """What each level of each group saves while the others stay as they are."""
+    out = []
+    for n, curve in enumerate(curves):
+        trial = list(state)
+        prices = []
+        for removed in curve.removed:
+            trial[n] = int(removed)
+            prices.append(price(trial))
+        out.append(np.maximum(prices[0] - np.asarray(prices), 0))
+    return out
+
+
+def _knapsack(errors: Sequence[Array], savings: Sequence[Array], needed: float) -> list[int]:
+    """A level for each group: least sum of errors with a sum of savings of at least ``needed``."""
+    unit = max(needed, 1e-30) / BUCKETS
+    best = np.full(BUCKETS + 1, np.inf)
+    best[0] = 0.0
+    tables: list[tuple[Array, NDArray[np.int64], NDArray[np.int64]]] = []
+    for error, saving in zip(errors, savings, strict=True):
+        # Rounded to the nearest bucket: errors of rounding cancel over many groups.
+        steps = np.minimum(np.round(saving / unit).astype(np.int64), BUCKETS)
+        trial = np.full((len(steps), BUCKETS + 1), np.inf)
+        for level, step in enumerate(steps.tolist()):
+            trial[level, step:] = best[: BUCKETS + 1 - step] + error[level]
+            # More than is needed counts as what is needed.
+            trial[level, BUCKETS] = float(best[BUCKETS - step :].min()) + error[level]
+        tables.append((best, steps, trial.argmin(0)))
+        best = trial.min(0)
+    at = BUCKETS if np.isfinite(best[BUCKETS]) else int(np.flatnonzero(np.isfinite(best))[-1])
+    levels = []
+    for before, steps, choice in reversed(tables):
+        level = int(choice[at])
+        step = int(steps[level])
+        at = BUCKETS - step + int(before[BUCKETS - step :].argmin()) if at == BUCKETS else at - step
+        levels.append(level)
+    return levels[::-1]
+
+
+def _fit_budget(
+    curves: Sequence[Curve], chosen: Sequence[int], price: Callable[[Sequence[int]], float], target: float
+) -> list[int]:
+    """The same profile a little larger or smaller, so that the real price meets the target."""
+
+    def scaled(t: float) -> list[int]:
+        return [min(round(r * t), int(c.removed[-1])) for r, c in zip(chosen, curves, strict=True)]
+
+    low, high = 0.0, 4.0
+    if not any(chosen) or price(scaled(high)) > target:
+        # Where the profile's own groups cannot reach it, the others follow.
+        return _raise_all(curves, chosen, price, target)
+    for _ in range(24):
+        middle = (low + high) / 2
+        low, high = (middle, high) if price(scaled(middle)) > target else (low, middle)
+    return scaled(high)
+
+
+def _raise_all(
+    curves: Sequence[Curve], chosen: Sequence[int], price: Callable[[Sequence[int]], float], target: float
+) -> list[int]:
+    def mixed(t: float) -> list[int]:
+        return [round(r + t * (int(c.removed[-1]) - r)) for r, c in zip(chosen, curves, strict=True)]
+
+    low, high = 0.0, 1.0
+    for _ in range(24):
+        middle = (low + high) / 2
+        low, high = (middle, high) if price(mixed(middle)) > target else (low, middle)
+    return mixed(high)
+
+
+def judge(state: State, dead: Mask, fitting: Sequence[Feed], judging: Sequence[Feed], samples: int) -> float:
+    """Divergence of a cut and recovered model's outputs on feeds that nothing was fitted to."""
+    from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+    from graphprune.cut import Rewriter
+    from graphprune.recovery import Recovery
+
+    rewriter = Rewriter(state.model, state.need_coupling(), state.need_facts(), dead)
+    model = rewriter.run()
+    RemoveUnusedNodesPass()(model)
+    Recovery(rewriter, model, fitting, samples, patches=20, seed=state.options.seed).run()
+    source, cut = Runner(state.model, widen=True), Runner(model, widen=True)
+    return float(compare_outputs([source.run(f) for f in judging], [cut.run(f) for f in judging])["divergence"])
+
+
+def allocate(
+    state: State, groups: Sequence[int], orders: dict[int, NDArray[np.int64]], limits: dict[int, int],
+    mask: Callable[[dict[int, int]], Mask], price: Callable[[Mask], float], target: float, others: Sequence[Mask],
+) -> Mask:  # fmt: skip
+    """The units to remove under a budget: dynamic programming, the best of a few candidates.
+
+    Parameters
+    ----------
+    mask
+        Removed units a group -> which units are dead, constraints kept.
+    others
+        Further candidates: what other ways of allocating give.
+    """
+    from graphprune.calibration import samples_for
+    from graphprune.feeding import feed_size
+
+    statistics = state.statistics
+    samples = samples_for(state, batch=feed_size(state))
+    feeds = list(samples)
+    held = max(1, round(0.25 * len(feeds)))
+    fitting, judging = feeds[:-held] or feeds, feeds[-held:]
+    local = local_curves(statistics, orders, limits)
+    measured = end_to_end(state, statistics, local, judging[: max(1, JUDGED // samples.batch)],
+                          lambda share: state.progress("measuring groups", share))  # fmt: skip
+    found: list[tuple[str, Mask]] = [("given", one) for one in others]
+    for name, curves in (("local", local), ("measured", measured)):
+        def cost(chosen: Sequence[int], curves: Sequence[Curve] = curves) -> float:
+            return price(mask({c.group: r for c, r in zip(curves, chosen, strict=True)}))
+
+        chosen = program(curves, cost, target)
+        found.append((name, mask({c.group: r for c, r in zip(curves, chosen, strict=True)})))
+    results = []
+    for n, (_, dead) in enumerate(found):
+        state.progress("judging allocations", n / len(found))
+        results.append(judge(state, dead, fitting[: max(1, FITTED // samples.batch)], judging, samples.batch))
+    best = int(np.argmin(results))
+    listed = ", ".join(f"{name} {value:.3g}" for (name, _), value in zip(found, results, strict=True))
+    state.note(f"allocation by '{found[best][0]}': divergence on held-out samples after recovery: {listed}")
+    return found[best][1]
+
+
+#: Samples that measure a group, and that a candidate is recovered on.
+JUDGED, FITTED = 64, 128

@@ -1,0 +1,187 @@
+"""Which units of a group to let go, and what their consumers lose when the rest is fitted anew.
+
+For a consumer ``y = W u`` with ``H = cov(u)``, removing the inputs ``S`` and re-fitting the others costs
+``tr(W_S [(H^-1)_SS]^-1 W_S')`` of the variance of ``y`` (the optimal brain surgeon's formula, over outputs).
+Within one group of units only the block ``P = (H^-1)_GG`` of its own inputs matters, so that a group is
+eliminated greedily on small matrices, whatever else its consumers read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy.linalg
+from numpy.typing import NDArray
+
+from graphprune.lstsq import solve_positive
+from graphprune.moments import Consumer
+
+Array = NDArray[Any]
+Ids = NDArray[np.int64]
+
+#: Steps that the elimination of one group takes at most; wider groups lose several units a step.
+STEPS = 256
+
+
+@dataclass
+class Part:
+    """What one product of one consumer says about a group.
+
+    Attributes
+    ----------
+    precision
+        float64[m, m], ``(H^-1)_GG`` over the group's inputs.
+    weight
+        float64[o, m].
+    blocks
+        int64[n, b], positions in 0..m-1 of the inputs that each of the group's n units removes; m where it
+        has fewer than b.
+    energy
+        Variance of the consumer's outputs.
+    """
+
+    precision: Array
+    weight: Array
+    blocks: Ids
+    energy: float
+
+
+class Statistics:
+    """Consumers with their precisions, and the parts of each group."""
+
+    def __init__(self, consumers: Sequence[Consumer]) -> None:
+        self.consumers = list(consumers)
+        self._precision: dict[int, Array] = {}
+        self._energy = {id(c): max(c.energy(), 1e-30) for c in self.consumers}
+
+    def precision(self, consumer: Consumer) -> Array:
+        """``H^-1`` of every product, float64[g, d, d]."""
+        key = id(consumer.inputs)
+        if key not in self._precision:
+            cov = consumer.inputs.covariance
+            self._precision[key] = np.stack([solve_positive(c, np.eye(len(c))) for c in cov])
+        return self._precision[key]
+
+    def parts(self, units: Ids) -> list[Part]:
+        """What every consumer says about the units of one group (ids as in the coupling)."""
+        number = np.full(int(max((c.units.max() for c in self.consumers), default=0)) + 2, -1)
+        inside = units[units < len(number) - 1]
+        number[inside] = np.arange(len(units))[units < len(number) - 1]
+        out = []
+        for consumer in self.consumers:
+            local = np.where(consumer.units >= 0, number[consumer.units], -1)
+            for g in np.flatnonzero((local >= 0).any(axis=(1, 2))):
+                out.append(self._part(consumer, int(g), local[g], len(units)))
+        return out
+
+    def _part(self, consumer: Consumer, g: int, local: Ids, n: int) -> Part:
+        dims = np.flatnonzero((local >= 0).any(axis=1))
+        pairs = [(u, position) for position, d in enumerate(dims.tolist()) for u in set(local[d].tolist()) if u >= 0]
+        counts = np.bincount([u for u, _ in pairs], minlength=n)
+        blocks = np.full((n, int(counts.max())), len(dims))
+        filled = np.zeros(n, np.int64)
+        for u, position in pairs:
+            blocks[u, filled[u]] = position
+            filled[u] += 1
+        precision = self.precision(consumer)[g][np.ix_(dims, dims)]
+        return Part(precision, consumer.weight[g][:, dims], blocks, self._energy[id(consumer)])
+
+
+def eliminate(parts: Sequence[Part], n: int) -> tuple[Ids, Array]:
+    """Remove units one after the other, always the one that costs its consumers least.
+
+    Returns
+    -------
+    order, costs
+        int64[n], units in the order in which they go; float64[n], the loss each adds, as a share of its
+        consumers' variance, summed over consumers.
+    """
+    work = [_Working(part) for part in parts]
+    alive = np.ones(n, np.bool_)
+    order: list[int] = []
+    costs: list[float] = []
+    step = max(1, -(-n // STEPS))
+    while alive.any():
+        scores = np.zeros(n)
+        for one in work:
+            scores += one.scores()
+        ids = np.flatnonzero(alive)
+        gone = ids[np.argsort(scores[ids], kind="stable")[:step]]
+        order.extend(gone.tolist())
+        costs.extend(scores[gone].tolist())
+        alive[gone] = False
+        for one in work:
+            one.remove(gone)
+    return np.asarray(order, np.int64), np.asarray(costs)
+
+
+class _Working:
+    """A part while units leave it."""
+
+    def __init__(self, part: Part) -> None:
+        m = len(part.precision)
+        # One dimension more, without weight, stands for the inputs that a unit does not have.
+        self.precision = np.zeros((m + 1, m + 1))
+        self.precision[:m, :m] = part.precision
+        self.weight = np.concatenate([part.weight, np.zeros((len(part.weight), 1))], axis=1)
+        self.blocks = part.blocks
+        self.energy = part.energy
+        self.empty = m
+
+    def scores(self) -> Array:
+        """Loss of removing each unit alone now, float64[n]."""
+        blocks = self.blocks
+        if blocks.shape[1] == 1:
+            own = self.precision[blocks[:, 0], blocks[:, 0]]
+            squares = np.square(self.weight[:, blocks[:, 0]]).sum(0)
+            return np.asarray(np.where(own > 0, squares / np.where(own > 0, own, 1), 0) / self.energy)
+        inner = self.precision[blocks[:, :, None], blocks[:, None, :]]
+        b = blocks.shape[1]
+        # Inputs that are gone or not there have a zero row: they must not make the block singular.
+        flat = np.arange(b)
+        diagonal = inner[:, flat, flat]
+        inner[:, flat, flat] = np.where(diagonal > 0, diagonal, 1)
+        w = self.weight.T[blocks]
+        solved = np.linalg.solve(inner, w)
+        return np.asarray((w * solved).sum((1, 2)) / self.energy)
+
+    def remove(self, units: Ids) -> None:
+        """Take units out and let the others' weights make up for them."""
+        dims = np.unique(self.blocks[units])
+        dims = dims[dims != self.empty]
+        dims = dims[self.precision[dims, dims] > 0]
+        if not len(dims):
+            return
+        rows = self.precision[dims]
+        gain = solve_positive(rows[:, dims], rows)
+        self.weight -= self.weight[:, dims] @ gain
+        self.precision -= rows.T @ gain
+        self.precision[dims] = 0
+        self.precision[:, dims] = 0
+        self.weight[:, dims] = 0
+
+
+def losses(part: Part, order: Ids) -> Array:
+    """What a consumer loses after each removal of a given order, float64[n + 1], share of its variance.
+
+    With the inputs sorted so that what goes first stands last, one Cholesky factor ``L`` of the conditional
+    covariance holds all answers: the loss of a tail is the sum over its columns of ``|(W L)_j|^2``.
+    """
+    n, m = len(part.blocks), len(part.precision)
+    owner = np.full(m + 1, -1)
+    when = np.empty(n, np.int64)
+    when[order] = np.arange(n)
+    # An input that several units remove goes with the first of them.
+    for u in order[::-1]:
+        owner[part.blocks[u]] = when[u]
+    leaves = owner[:m]
+    position = np.argsort(-leaves, kind="stable")
+    covariance = solve_positive(part.precision, np.eye(m))[np.ix_(position, position)]
+    jitter = 1e-12 * max(float(np.trace(covariance)) / m, 1e-30)
+    factor = scipy.linalg.cholesky(covariance + jitter * np.eye(m), lower=True, check_finite=False)
+    columns = np.square(part.weight[:, position] @ factor).sum(0) / part.energy
+    by_step = np.bincount(leaves[position], weights=columns, minlength=n)
+    return np.concatenate([[0.0], np.cumsum(by_step)])

@@ -1,0 +1,84 @@
+"""How near a cut model's outputs are to the source's, on data that nothing was fitted to. No labels needed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Outputs = Mapping[str, Array]
+
+
+def compare_outputs(source: Sequence[Outputs], other: Sequence[Outputs]) -> dict[str, Any]:
+    """Fidelity of one model's outputs to another's.
+
+    Parameters
+    ----------
+    source, other
+        One mapping of output name to array for each feed, in the same order.
+
+    Returns
+    -------
+    dict
+        ``outputs``: for each floating output ``rel_mse`` (squared error as a share of the source's variance) and,
+        where it holds classes, ``top1`` (share of positions where both prefer the same class) and ``kl`` (nats
+        from the source's distribution to the other's). ``divergence``: one number to compare by, the mean over
+        outputs of ``kl`` where there is one and of ``rel_mse`` elsewhere.
+    """
+    report: dict[str, Any] = {}
+    total = []
+    for name in source[0] if source else ():
+        pairs = [(a[name], b[name]) for a, b in zip(source, other, strict=True)]
+        if pairs[0][0].dtype.kind != "f" or any(a.shape != b.shape for a, b in pairs):
+            continue
+        entry = {"rel_mse": _relative_error(pairs)}
+        if classes(pairs[0][0]):
+            entry["top1"], entry["kl"] = _agreement(pairs)
+        report[name] = entry
+        total.append(entry.get("kl", entry["rel_mse"]))
+    return {"divergence": float(np.mean(total)) if total else 0.0, "outputs": report}
+
+
+def _relative_error(pairs: Sequence[tuple[Array, Array]]) -> float:
+    count, first, second, error = 0, 0.0, 0.0, 0.0
+    for a, b in pairs:
+        a, b = a.astype(np.float64), b.astype(np.float64)
+        count += a.size
+        first += float(a.sum())
+        second += float(np.square(a).sum())
+        error += float(np.square(a - b).sum())
+    variance = second - first * first / max(count, 1)
+    return error / max(variance, 1e-30)
+
+
+def classes(y: Array) -> bool:
+    """Whether the last axis of an output counts classes: distributions, or one vector a sample."""
+    if y.ndim < 2 or y.shape[-1] < 2:
+        return False
+    return y.ndim == 2 or _is_distribution(y)
+
+
+def _is_distribution(y: Array) -> bool:
+    return bool(y.size and y.min() >= 0 and np.allclose(y.sum(-1, dtype=np.float64), 1, atol=1e-3))
+
+
+def _agreement(pairs: Sequence[tuple[Array, Array]]) -> tuple[float, float]:
+    same, divergence, rows = 0, 0.0, 0
+    for a, b in pairs:
+        p, q = _log_distribution(a), _log_distribution(b)
+        same += int((p.argmax(-1) == q.argmax(-1)).sum())
+        divergence += float((np.exp(p) * (p - q)).sum())
+        rows += p[..., 0].size
+    return same / max(rows, 1), divergence / max(rows, 1)
+
+
+def _log_distribution(y: Array) -> Array:
+    y = y.astype(np.float64)
+    if _is_distribution(y):
+        # What is exactly 0 in float32 is not impossible, only small.
+        return np.asarray(np.log(np.maximum(y, 1e-12)))
+    y = y - y.max(-1, keepdims=True)
+    return np.asarray(y - np.log(np.exp(y).sum(-1, keepdims=True)))

@@ -1,0 +1,168 @@
+"""What the data says of every layer's inputs: second moments, and which units they belong to.
+
+One pass of the source over the calibration data gives, for every linear layer whose inputs hold prunable units,
+the covariance ``H: float[d, d]`` of what it sees. From ``H`` and the weight follows what the layer's outputs lose
+when some of its inputs are removed *and the rest is fitted anew*: the same statistics serve scores
+(``obs``, ``gram``), allocation and recovery.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from graphprune.backends.ort import Runner
+from graphprune.coupling import Coupling
+from graphprune.layers import picks
+from graphprune.lstsq import Rows
+from graphprune.ops.linear_form import LinearForm, linear_form
+
+if TYPE_CHECKING:
+    from graphprune.passes.base import State
+
+Array = NDArray[Any]
+
+#: Bytes of moments gathered in one pass over the data; more take further passes.
+MEMORY = 1 << 30
+#: Ridge of what is said about a layer, as a share of its mean squared input.
+RIDGE = 1e-3
+#: Layers with more inputs than this are judged on a random projection of their rows instead.
+LARGEST = 6144
+
+
+@dataclass
+class Consumer:
+    """A linear layer that reads prunable units.
+
+    Attributes
+    ----------
+    weight
+        float64[g, o, d].
+    units
+        int64[g, d, k], the prunable units of every input, -1 for none.
+    inputs
+        Where the rows come from: nodes that see the same rows share one entry.
+    """
+
+    node: ir.Node
+    form: LinearForm
+    shape: tuple[int, ...]
+    weight: Array
+    units: NDArray[np.int64]
+    inputs: Inputs
+
+    def energy(self) -> float:
+        """Variance of all outputs together, for one row."""
+        cov = self.inputs.covariance
+        return float(sum(((w @ c) * w).sum() for w, c in zip(self.weight, cov, strict=True)))
+
+
+@dataclass
+class Inputs:
+    """Rows of one tensor as one kind of layer sees them."""
+
+    value: ir.Value
+    rows: Rows
+    covariance: Array = field(default_factory=lambda: np.zeros((0, 0, 0)))
+    mean: Array = field(default_factory=lambda: np.zeros((0, 0)))
+
+
+def consumers_of(state: State, model: ir.Model, coupling: Coupling) -> list[Consumer]:
+    """Linear layers of the source that sum over prunable units, in order; moments not gathered yet."""
+    shared: dict[Any, Inputs] = {}
+    out: list[Consumer] = []
+    for node in model.graph:
+        form = linear_form(node)
+        if form is None:
+            continue
+        weight_value, x = node.inputs[form.w], node.inputs[form.x]
+        assert weight_value is not None and x is not None
+        axes = coupling.coupler.axes.get(weight_value)
+        if axes is None or not any(coupling.has_units(weight_value, axis) for axis in range(len(axes))):
+            continue
+        array = state.parameter(weight_value)
+        if array is None or array.ndim != len(axes) or array.ndim < 2 or array.dtype.kind not in "fV":
+            continue
+        units = _units_of_inputs(coupling, weight_value, form, array.shape)
+        if units is None or not (units >= 0).any():
+            continue
+        weight = np.asarray(form.matrix(np.asarray(array, np.float64)))
+        key = (x, form.geometry(array.shape))
+        if key not in shared:
+            shared[key] = Inputs(x, Rows(0, 1))
+        out.append(Consumer(node, form, array.shape, weight, units, shared[key]))
+    return out
+
+
+def _units_of_inputs(
+    coupling: Coupling, weight: ir.Value, form: LinearForm, shape: Sequence[int]
+) -> NDArray[np.int64] | None:
+    """Units that remove each input of each product, int64[g, d, k]."""
+    flat = form.matrix(np.arange(int(np.prod(shape))).reshape(shape))
+    if flat.dtype.kind == "f":
+        flat = np.rint(flat / flat.ravel()[1]).astype(np.int64) if flat.size > 1 else flat.astype(np.int64)
+    first = np.unravel_index(flat[:, 0, :], shape)
+    second = np.unravel_index(flat[:, -1, :], shape)
+    columns = []
+    for axis in range(len(shape)):
+        # What differs between two outputs of one product is the output's own axis.
+        if flat.shape[1] > 1 and not np.array_equal(first[axis], second[axis]):
+            continue
+        if coupling.has_units(weight, axis) and first[axis].max() > first[axis].min():
+            columns.append(coupling.rows(weight, axis)[first[axis]])
+    return np.concatenate(columns, axis=2) if columns else None
+
+
+def gather(state: State, consumers: Sequence[Consumer], patches: int = 50) -> None:
+    """Fill in the covariances of all consumers' inputs by running the source over the calibration data."""
+    from graphprune.calibration import samples_for
+    from graphprune.feeding import feed_size
+
+    samples = samples_for(state, batch=feed_size(state))
+    for part in _batches(consumers):
+        todo = {id(c.inputs): c for c in part}
+        names = list(dict.fromkeys(str(c.inputs.value.name) for c in todo.values()))
+        shapes = {c.node: str(c.node.outputs[0].name) for c in todo.values()}
+        runner = Runner(state.model, outputs=list(dict.fromkeys([*names, *shapes.values()])), widen=True)
+        for c in todo.values():
+            c.inputs.rows = Rows(c.weight.shape[2], 1 << 60)
+        for i, feed in enumerate(samples):
+            state.progress("gathering statistics", i / samples.feeds)
+            found = runner.run(feed)
+            for n, c in enumerate(todo.values()):
+                y = found[shapes[c.node]]
+                axis = c.form.out_axis(y.ndim)
+                count = max(patches * samples.batch, 2 * c.weight.shape[2] // samples.feeds)
+                where = picks(y.shape, axis, count, np.random.default_rng((state.options.seed, n, i)))
+                u = c.form.patches(found[str(c.inputs.value.name)], where, c.shape)
+                c.inputs.rows.add(u, np.zeros((len(u), u.shape[1], 1), np.float32))
+        for c in todo.values():
+            covariance, _, c.inputs.mean, _ = c.inputs.rows.centred(True)
+            d = covariance.shape[1]
+            scale = covariance.trace(axis1=1, axis2=2) / d
+            covariance[:, np.arange(d), np.arange(d)] += (RIDGE * scale + 1e-12)[:, None]
+            c.inputs.covariance = covariance
+            c.inputs.rows = Rows(0, 1)
+
+
+def _batches(consumers: Sequence[Consumer]) -> Iterator[list[Consumer]]:
+    """Consumers whose moments fit into memory together."""
+    part: list[Consumer] = []
+    seen: set[int] = set()
+    held = 0
+    for c in consumers:
+        g, _, d = c.weight.shape
+        size = 0 if id(c.inputs) in seen else 8 * g * d * d
+        if part and held + size > MEMORY and size:
+            yield part
+            part, held = [], 0
+        seen.add(id(c.inputs))
+        part.append(c)
+        held += size
+    if part:
+        yield part
