@@ -110,7 +110,7 @@ def _divergence(
     gone = np.zeros(state.need_coupling().n_units + 1, np.bool_)
     gone[dead] = True
     for consumer in statistics.consumers:
-        hit = gone[consumer.units].any(axis=2)
+        hit: Array = np.any(gone[consumer.units], axis=2)
         if not hit.any():
             continue
         layer = make_layer(model, consumer.node, twin[consumer.node])
@@ -118,7 +118,7 @@ def _divergence(
             continue
         weight = consumer.weight.copy()
         precision = statistics.precision(consumer)
-        for g in np.flatnonzero(hit.any(axis=1)):
+        for g in np.flatnonzero(hit.any(axis=1)).tolist():
             s = np.flatnonzero(hit[g])
             weight[g] -= weight[g][:, s] @ solve_positive(precision[g][np.ix_(s, s)], precision[g][s])
             weight[g][:, s] = 0

@@ -97,7 +97,8 @@ class Options:
         """Calibration samples: as asked, else few where maps are looked at and more where weights are fitted."""
         if self.samples is not None:
             return self.samples
-        return FITTING_SAMPLES if self.allocation == "dp" or any(spec.strip().startswith(FITTING) for spec in self.passes) else LOOKING_SAMPLES
+        fits = self.allocation == "dp" or any(spec.strip().startswith(FITTING) for spec in self.passes)
+        return FITTING_SAMPLES if fits else LOOKING_SAMPLES
 
     def parsed_budget(self) -> tuple[str, float]:
         """The budget's measure and its amount (a share when below 1)."""
