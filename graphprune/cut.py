@@ -93,6 +93,10 @@ class Rewriter:
         self._redeclare()
         return self.model
 
+    def again(self) -> ir.Model:
+        """The same cut a second time, its weights as they were sliced."""
+        return Rewriter(self.source, self.coupling, self.old_facts, self.dead[:-1]).run()
+
     def _pair(self, old: ir.Graph, new: ir.Graph) -> None:
         """Match the values of a graph and its copy, and forget shapes that may become stale."""
         values = [(v, new.initializers[name]) for name, v in old.initializers.items()]

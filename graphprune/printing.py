@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -84,10 +85,32 @@ def print_result(result: Result, files: list[Path]) -> None:
         f"output's maximum (allowed {check['tolerance']:g}); {check['exact_units']} exact, "
         f"{check['inexact_units']} inexact units removed"
     )
+    _print_recovery(console, plan.recovery)
     for note in state.notes:
         console.print(f"[yellow]note[/]: {escape(note)}")
     seconds = sum(state.seconds.values())
     console.print(f"written in {seconds:.1f} s: " + ", ".join(escape(str(path)) for path in files))
+
+
+def _print_recovery(console: Console, recovery: Mapping[str, Any]) -> None:
+    """What recovery fitted, and how near the outputs are to the source's before and after it."""
+    if not recovery:
+        return
+    layers = recovery["layers"]
+    fitted = [layer for layer in layers if layer["kept"]]
+    fidelity = recovery["fidelity"]
+    console.print(
+        f"[bold green]recovered[/]: {len(fitted)} of {len(layers)} layers fitted on {recovery['samples']} samples, "
+        f"{len(layers) - len(fitted)} left as cut (no gain on held-out samples), {len(recovery['left'])} not fittable"
+    )
+    for name, after in fidelity["after"]["outputs"].items():
+        before = fidelity["before"]["outputs"][name]
+        words = [f"squared error {before['rel_mse']:.3g} -> {after['rel_mse']:.3g} of its variance"]
+        if "top1" in after:
+            words.append(f"top-1 agreement {before['top1']:.1%} -> {after['top1']:.1%}")
+        console.print(
+            f"fidelity of '{escape(name)}' to the source, {fidelity['samples']} held-out samples: " + ", ".join(words)
+        )
 
 
 def _evaluations(state: State) -> list[tuple[str, float, float]]:

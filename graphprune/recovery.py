@@ -138,7 +138,7 @@ class Recovery:
         self.mode, self.spread, self.patches, self.seed, self.progress = mode, spread, patches, seed, progress
         self.memory = memory
         self.types = float_types(rewriter.source, model)
-        self.fitting = max(1, len(self.feeds) - max(1, round(holdout * len(self.feeds))))
+        self.fitting = fitting_feeds(len(self.feeds), holdout)
         self.record = Record()
 
     def run(self) -> Record:
@@ -289,6 +289,11 @@ class Recovery:
         gain = np.clip(spread / np.maximum(np.sqrt(variance), low), 1 / MOST_GAIN, MOST_GAIN)
         gain[(spread < low) | (variance < low * low)] = 1.0
         return weight * gain[:, :, None], want - gain * mean - bias if intercept else db
+
+
+def fitting_feeds(n: int, holdout: float) -> int:
+    """How many of ``n`` feeds fit; the rest judge. A single one does both."""
+    return max(1, n - max(1, round(holdout * n)))
 
 
 def _affected(rewriter: Rewriter, order: Sequence[ir.Node]) -> set[ir.Node]:
