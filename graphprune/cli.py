@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import math
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -19,22 +24,55 @@ if TYPE_CHECKING:
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 
+class Terminated(KeyboardInterrupt):
+    """The system asked the process to end; unwinds like Ctrl-C, so that nothing is left behind."""
+
+
 class Commands(click.Group):
-    """Turns every error of ours into one message and its exit code."""
+    """Turns every error into one message and its exit code; with ``--debug`` it stays a traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        _end_cleanly()
         try:
             return super().invoke(ctx)
-        except GraphPruneError as error:
-            if ctx.params.get("debug"):
-                raise
-            _fail(str(error), error.exit_code)
-        except (MemoryError, RecursionError) as error:
-            if ctx.params.get("debug"):
-                raise
-            _fail(f"{type(error).__name__}: the model is too large or too deeply nested for this machine", 2)
+        except Terminated:
+            _fail("terminated; nothing was written", 143)
         except KeyboardInterrupt:
             _fail("interrupted; nothing was written", 130)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception as error:
+            if ctx.params.get("debug") or getattr(error, "errno", None) == errno.EPIPE:
+                raise  # click itself ends quietly when a pipe is closed, as by '| head'
+            _fail(*_told(error))
+
+
+def _end_cleanly() -> None:
+    """Let the signals that ask a process to end unwind it, as Ctrl-C does."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    if threading.current_thread() is threading.main_thread():
+        for name in ("SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)
+            # A signal that is ignored on purpose (nohup) stays ignored.
+            if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+                signal.signal(number, end)
+
+
+def _told(error: Exception) -> tuple[str, int]:
+    """The message and the exit code of an error."""
+    if isinstance(error, GraphPruneError):
+        return str(error), error.exit_code
+    if isinstance(error, (MemoryError, RecursionError)):
+        return f"{type(error).__name__}: the model is too large or too deeply nested for this machine", 2
+    if isinstance(error, OSError):
+        return f"{error}; nothing was written", 2
+    return (
+        f"a fault in graphprune ({type(error).__name__}: {error}); nothing was written. Please report it with the "
+        "model and what 'graphprune --debug ...' prints"
+    ), 2
 
 
 def _fail(message: str, code: int) -> None:
@@ -97,7 +135,7 @@ def run(model: str, output: Path | None, align: str, mean: str | None, std: str 
     from graphprune.printing import Display, print_result
     from graphprune.writing import check_output
 
-    if not align.isdigit() or int(align) < 1:
+    if not (align.isascii() and align.isdigit()) or int(align) < 1:
         raise click.UsageError(f"--align {align}: a whole number of 1 or more ('auto' needs a device: not yet)")
     output = Path(f"{Path(model).stem}.pruned.onnx") if output is None else output
     check_output(model, output)
@@ -192,9 +230,16 @@ def _summary(result: Result, files: list[Path]) -> dict[str, Any]:
     return {
         "files": [str(path) for path in files], "before": plan.before, "after": plan.after, "verify": plan.verify,
         "groups": len(plan.groups), "frozen": len(plan.frozen), "notes": state.notes,
-        "evaluation": {key: value if not hasattr(value, "items") else dict(value) for key, value in state.evaluation.items()},
+        "evaluation": {key: _finite(value) for key, value in state.evaluation.items()},
         "seconds": {key: round(value, 3) for key, value in state.seconds.items()},
     }  # fmt: skip
+
+
+def _finite(value: float | Mapping[str, float]) -> Any:
+    """Numbers as JSON has them: what is not finite is null."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    return value if math.isfinite(value) else None
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import reprlib
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -16,13 +17,13 @@ import onnx
 import onnx_ir as ir
 
 from graphprune.backends import onnx as writer
-from graphprune.errors import GraphPruneError, UsageError, VerificationError
-from graphprune.frontends.onnx import Loaded, check_finite, load, plan_name
+from graphprune.errors import DataError, GraphPruneError, ModelError, UsageError, VerificationError
+from graphprune.frontends.onnx import SOURCE_FILES, Loaded, check_finite, load, plan_name
 from graphprune.options import Options, as_tuple
 from graphprune.passes.base import Pass, State
 from graphprune.passes.couple import Couple
 from graphprune.passes.rewrite import Rewrite
-from graphprune.passes.verify import Verify, compare, tolerance_of
+from graphprune.passes.verify import Verify, compare, run_all, tolerance_of
 from graphprune.plan import Plan, plan_path
 from graphprune.plugins import discover
 from graphprune.spec import instantiate, parse_pass_spec
@@ -69,7 +70,7 @@ class Result:
             It cannot be written, or would overwrite the source.
         """
         path = Path(path)
-        with writer.Transaction() as transaction:
+        with writer.Transaction(protect=self.state.loaded.model.meta.get(SOURCE_FILES, ())) as transaction:
             files = writer.stage(self.model, path, transaction)
             transaction.write(plan_path(path), self.plan.dumps().encode())
             return [*files, plan_path(path)]
@@ -208,8 +209,8 @@ def evaluate(result: Result, target: str) -> None:
         sys.path.insert(0, "")
     try:
         function = getattr(importlib.import_module(module), name)
-    except Exception as error:
-        raise UsageError(f"--eval '{target}' cannot be loaded: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise UsageError(f"--eval '{target}' cannot be loaded: {_told(error)}") from error
     with tempfile.TemporaryDirectory(prefix="graphprune-") as folder:
         cut = Path(folder) / "cut.onnx"
         writer.save(result.model, cut)
@@ -220,11 +221,25 @@ def evaluate(result: Result, target: str) -> None:
         for key, path in (("before", source), ("after", cut)):
             try:
                 value = function(str(path))
-            except Exception as error:
-                raise UsageError(
-                    f"--eval '{target}' failed on the model {key} the cut: {type(error).__name__}: {error}"
-                ) from error
-            result.state.evaluation[key] = value if isinstance(value, Mapping) else float(value)
+            except (Exception, SystemExit) as error:
+                raise UsageError(f"--eval '{target}' failed on the model {key} the cut: {_told(error)}") from error
+            result.state.evaluation[key] = _numbers(value, target)
+
+
+def _told(error: BaseException) -> str:
+    """Kind and text of an error of the user's code, in one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def _numbers(value: Any, target: str) -> float | dict[str, float]:
+    """What an evaluation gave: a number, or numbers by name."""
+    try:
+        return {str(key): float(item) for key, item in value.items()} if isinstance(value, Mapping) else float(value)
+    except (TypeError, ValueError) as error:
+        raise UsageError(
+            f"--eval '{target}' gave {type(value).__name__} {reprlib.repr(value)}: it must give a number, or a dict of "
+            "numbers by name"
+        ) from error
 
 
 def dead_from_plan(state: State, plan: Plan) -> np.ndarray[Any, Any]:
@@ -287,6 +302,7 @@ def verify(source: Any, cut: str | os.PathLike[str], plan: str | os.PathLike[str
     state.before, state.after = costs.price(), costs.price(state.dead)
     Rewrite().run(state)
     given = load_any(cut).model
+    _check_ends(state.model, given)
     assert state.rewriter is not None and state.cut is not None and state.plan is not None
     if state.plan.tensors != {k: {"shape": list(v["shape"]), "kept": v["kept"]} for k, v in read.tensors.items()}:
         raise VerificationError("the plan is not one that this model's coupling allows: some tensors are cut alone")
@@ -296,7 +312,12 @@ def verify(source: Any, cut: str | os.PathLike[str], plan: str | os.PathLike[str
 
     check = Verify()
     feeds = list(samples_for(state, n=check.count(state)))
-    worst, where = compare(masked_original(state.rewriter), given, feeds)
+    masked = masked_original(state.rewriter)
+    try:
+        worst, where = compare(masked, given, feeds)
+    except (ModelError, DataError, UsageError) as error:
+        run_all(masked, feeds)  # raises what is wrong with the source, if it is the source
+        raise VerificationError(f"the cut model does not run on the source's inputs: {error}") from error
     allowed = tolerance_of(state.model)
     report = {**state.plan.verify, "max_rel_error": worst, "tolerance": allowed, "passed": bool(worst <= allowed)}
     if not report["passed"]:
@@ -304,17 +325,39 @@ def verify(source: Any, cut: str | os.PathLike[str], plan: str | os.PathLike[str
     return report
 
 
+def _check_ends(source: ir.Model, given: ir.Model) -> None:
+    """The cut file takes and gives what its source does."""
+    for what in ("inputs", "outputs"):
+        ours, theirs = ([str(v.name) for v in getattr(m.graph, what)] for m in (source, given))
+        if ours != theirs:
+            raise VerificationError(
+                f"the cut model's {what} are {', '.join(theirs) or 'none'}, the source's are "
+                f"{', '.join(ours) or 'none'}: is it a cut of another model?"
+            )
+
+
+def _constants(model: ir.Model) -> dict[tuple[int, str], ir.Value]:
+    """Constants of all graphs of a model, by the number of their graph and their name."""
+    return {(i, name): value for i, graph in enumerate(model.graphs()) for name, value in graph.initializers.items()}
+
+
+def _bits(tensor: ir.TensorProtocol) -> np.ndarray[Any, Any]:
+    """Contents to compare bit for bit: NaN and -0.0 count as well. Strings as they are."""
+    flat = tensor.numpy().reshape(-1)
+    return flat if flat.dtype == object else flat.view(np.uint8)
+
+
 def _check_weights(expected: ir.Model, given: ir.Model) -> None:
     """Every weight of the cut file is the source's, at the kept indices."""
-    theirs = given.graph.initializers
-    for name, value in expected.graph.initializers.items():
-        other = theirs.get(name)
+    theirs = _constants(given)
+    for (number, name), value in _constants(expected).items():
+        other = theirs.get((number, name))
         if other is None or other.const_value is None or value.const_value is None:
             raise VerificationError(f"the cut model lacks tensor '{name}'")
         a, b = value.const_value, other.const_value
         if a.dtype != b.dtype or tuple(a.shape) != tuple(b.shape):
             raise VerificationError(f"tensor '{name}' has shape {list(b.shape)} where the plan gives {list(a.shape)}")
-        if not np.array_equal(a.numpy().view(np.uint8) if a.size else 0, b.numpy().view(np.uint8) if b.size else 0):
+        if a.size and not np.array_equal(_bits(a), _bits(b)):
             raise VerificationError(f"tensor '{name}' does not hold the source's values at the kept indices")
 
 

@@ -146,6 +146,13 @@ def compare(masked: ir.Model, cut: ir.Model, feeds: Iterable[Feed]) -> tuple[flo
     wanted = list(dict.fromkeys([*names, *inner.values()]))
     left = run_all(masked, feeds, wanted)
     right = run_all(cut, feeds, wanted)
+    floats = [a[name] for a in left for name in names if a[name].dtype.kind == "f" and a[name].size]
+    if floats and not any(np.isfinite(array).any() for array in floats):
+        # NaN equals NaN: such a comparison would prove anything.
+        raise ModelError(
+            f"no output of the model holds a finite number on these inputs ({', '.join(names)}), so nothing can be "
+            "proved: give inputs that it was made for with --data, or train or export it again"
+        )
     worst, where = 0.0, names[0] if names else ""
     for a, b in zip(left, right, strict=True):
         for name in names:
