@@ -8,7 +8,8 @@ import math
 import signal
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -24,41 +25,53 @@ if TYPE_CHECKING:
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 
-class Terminated(KeyboardInterrupt):
-    """The system asked the process to end; unwinds like Ctrl-C, so that nothing is left behind."""
-
-
 class Commands(click.Group):
     """Turns every error into one message and its exit code; with ``--debug`` it stays a traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        _end_cleanly()
+        received: list[int] = []
         try:
-            return super().invoke(ctx)
-        except Terminated:
-            _fail("terminated; nothing was written", 143)
+            with _unwinding(received):
+                return super().invoke(ctx)
         except KeyboardInterrupt:
-            _fail("interrupted; nothing was written", 130)
+            _fail(*_ended(received))
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except Exception as error:
+            if received:
+                _fail(*_ended(received))  # compiled code may answer a signal with an error of its own
             if ctx.params.get("debug") or getattr(error, "errno", None) == errno.EPIPE:
                 raise  # click itself ends quietly when a pipe is closed, as by '| head'
             _fail(*_told(error))
 
 
-def _end_cleanly() -> None:
-    """Let the signals that ask a process to end unwind it, as Ctrl-C does."""
+@contextmanager
+def _unwinding(received: list[int]) -> Iterator[None]:
+    """Let every signal that asks a process to end unwind it, as Ctrl-C does, and note it."""
 
     def end(number: int, frame: FrameType | None) -> None:
-        raise Terminated
+        received.append(number)
+        raise KeyboardInterrupt
 
+    before = {}
     if threading.current_thread() is threading.main_thread():
-        for name in ("SIGTERM", "SIGHUP"):
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
             number = getattr(signal, name, None)
             # A signal that is ignored on purpose (nohup) stays ignored.
-            if number is not None and signal.getsignal(number) is signal.SIG_DFL:
-                signal.signal(number, end)
+            if number is not None and signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+                before[number] = signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _ended(received: list[int]) -> tuple[str, int]:
+    """The message and the exit code for a signal, by custom 128 and its number."""
+    number = received[0] if received else int(signal.SIGINT)
+    word = "interrupted" if number == signal.SIGINT else f"ended by {signal.Signals(number).name}"
+    return f"{word}; nothing was written", 128 + number
 
 
 def _told(error: Exception) -> tuple[str, int]:
