@@ -81,10 +81,10 @@ def _told(error: Exception) -> tuple[str, int]:
     if isinstance(error, (MemoryError, RecursionError)):
         return f"{type(error).__name__}: the model is too large or too deeply nested for this machine", 2
     if isinstance(error, OSError):
-        return f"{error}; nothing was written", 2
+        return f"the system refuses: {error}", 2
     return (
-        f"a fault in graphprune ({type(error).__name__}: {error}); nothing was written. Please report it with the "
-        "model and what 'graphprune --debug ...' prints"
+        f"a fault in graphprune ({type(error).__name__}: {error}). Please report it with the model and what "
+        "'graphprune --debug ...' prints"
     ), 2
 
 
