@@ -80,8 +80,7 @@ class Plan:
         if not (isinstance(shapes, Mapping) and all(map(_is_indices, shapes.values()))):
             raise UsageError(f"{where}: 'shapes' in its options is damaged: it must be input name -> list of sizes")
         optional = ("groups", "frozen", "verify", "notes", "scores", "recovery", "graphprune")
-        keys = {key: data[key] for key in (*required, *optional)
-                if key in data}  # fmt: skip
+        keys = {key: data[key] for key in (*required, *optional) if key in data}
         return cls(**keys)
 
     @classmethod

@@ -115,6 +115,16 @@ def test_absurd_sizes_inside_are_refused_before_they_are_labelled(tmp_path: Path
     assert "more than memory holds" in fails("inspect", tmp_path / "m.onnx")
 
 
+def test_absurd_constants_are_not_made(tmp_path: Path) -> None:
+    """A bias that ConstantOfShape makes, of 2^31 elements (fuzz seed 2000888)."""
+    proto = two_convs(16, 12)
+    del proto.graph.initializer[1]
+    proto.graph.initializer.append(numpy_helper.from_array(np.array([2**31]), "n"))
+    proto.graph.node.insert(0, helper.make_node("ConstantOfShape", ["n"], ["b1"]))
+    onnx.save(proto, tmp_path / "m.onnx")
+    assert "more than memory holds" in fails("inspect", tmp_path / "m.onnx")
+
+
 # --------------------------------------------------------------------------------------------- source and output
 
 

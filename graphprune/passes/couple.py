@@ -16,6 +16,8 @@ from graphprune.passes.base import Kind, Pass, State
 
 #: Elements of one value that are still computed (8 GB of float32).
 LARGEST_VALUE = 1 << 31
+#: The same for what constants alone make, such as ConstantOfShape: no data in the file stand for that size.
+LARGEST_MADE = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -57,9 +59,10 @@ def check_sizes(state: State) -> None:
     """
     facts = state.need_facts()
     for node in state.model.graph:
+        made = all(value is None or value.const_value is not None for value in node.inputs)
         for value in node.outputs:
             shape = facts.shape(value)
-            if shape is not None and math.prod(shape) > LARGEST_VALUE:
+            if shape is not None and math.prod(shape) > (LARGEST_MADE if made else LARGEST_VALUE):
                 raise ModelError(
                     f"{node.op_type} '{node_name(node)}' makes '{value.name}' of shape {list(shape)}, more than memory "
                     "holds: the file is damaged, or give smaller sizes of dynamic axes with --shape"
