@@ -206,6 +206,7 @@ def verify(source: str, cut: str, plan: str | None, as_json: bool) -> None:
     click.echo(
         f"largest difference {report['max_rel_error']:.2g} of an output's maximum (allowed {report['tolerance']:g}); "
         f"{report['exact_units']} exact and {report['inexact_units']} inexact units removed"
+        + ("; proved of the cut before its weights were recovered" if report["recovered"] else "")
     )
 
 

@@ -386,6 +386,19 @@ def test_constants_of_functions_have_their_name_in_plans(tmp_path: Path, calls: 
         assert np.array_equal(array, cut[name])
 
 
+def test_a_recovered_cut_is_proved_as_it_was_cut(model: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((64, 3, 8, 8)).astype(np.float32))
+    out = tmp_path / "o.onnx"
+    assert call("run", model, "-o", out, "--pass", "l1", "--pass", "recover", "--data", tmp_path / "x.npy").exit_code == 0
+    result = call("verify", model, out)
+    assert result.exit_code == 0 and "before its weights were recovered" in result.output
+    proto = onnx.load(out)
+    # Its sizes and that it runs are checked all the same.
+    proto.graph.node[3].CopyFrom(helper.make_node("Concat", ["c", "x"], ["p"], axis=1))
+    onnx.save(proto, tmp_path / "t.onnx")
+    fails("verify", model, tmp_path / "t.onnx", "--plan", tmp_path / "o.plan.json", code=3)
+
+
 # --------------------------------------------------------------------------------- signals, faults, a full disk
 
 

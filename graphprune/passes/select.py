@@ -45,10 +45,8 @@ class Select(Pass):
             state.dead = chooser.by_rate(0.5 if options.rate is None else options.rate)
         state.after = costs.price(state.dead)
         if not state.dead.any():
-            state.note(
-                "nothing was cut: what was asked is less than one step of any group "
-                f"(align {options.align}, floor {options.floor:g}); ask for more, or give a smaller --align"
-            )
+            asked = f"align {options.align}, floor {options.floor:g}"
+            state.note(f"nothing was cut: less than one step of any group was asked ({asked}); ask for more, or align less")
 
     @staticmethod
     def _budget(state: State, chooser: Chooser, costs: CostModel) -> Mask:
