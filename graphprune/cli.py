@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import math
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -20,21 +26,66 @@ CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 
 class Commands(click.Group):
-    """Turns every error of ours into one message and its exit code."""
+    """Turns every error into one message and its exit code; with ``--debug`` it stays a traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        received: list[int] = []
         try:
-            return super().invoke(ctx)
-        except GraphPruneError as error:
-            if ctx.params.get("debug"):
-                raise
-            _fail(str(error), error.exit_code)
-        except (MemoryError, RecursionError) as error:
-            if ctx.params.get("debug"):
-                raise
-            _fail(f"{type(error).__name__}: the model is too large or too deeply nested for this machine", 2)
+            with _unwinding(received):
+                return super().invoke(ctx)
         except KeyboardInterrupt:
-            _fail("interrupted; nothing was written", 130)
+            _fail(*_ended(received))
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception as error:
+            if received:
+                _fail(*_ended(received))  # compiled code may answer a signal with an error of its own
+            if ctx.params.get("debug") or getattr(error, "errno", None) == errno.EPIPE:
+                raise  # click itself ends quietly when a pipe is closed, as by '| head'
+            _fail(*_told(error))
+
+
+@contextmanager
+def _unwinding(received: list[int]) -> Iterator[None]:
+    """Let every signal that asks a process to end unwind it, as Ctrl-C does, and note it."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        raise KeyboardInterrupt
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)
+            # A signal that is ignored on purpose (nohup) stays ignored.
+            if number is not None and signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+                before[number] = signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _ended(received: list[int]) -> tuple[str, int]:
+    """The message and the exit code for a signal, by custom 128 and its number."""
+    number = received[0] if received else int(signal.SIGINT)
+    word = "interrupted" if number == signal.SIGINT else f"ended by {signal.Signals(number).name}"
+    return f"{word}; nothing was written", 128 + number
+
+
+def _told(error: Exception) -> tuple[str, int]:
+    """The message and the exit code of an error."""
+    if isinstance(error, GraphPruneError):
+        return str(error), error.exit_code
+    if isinstance(error, (MemoryError, RecursionError)):
+        return f"{type(error).__name__}: the model is too large or too deeply nested for this machine", 2
+    if isinstance(error, OSError):
+        return f"the system refuses: {error}", 2
+    return (
+        f"a fault in graphprune ({type(error).__name__}: {error}). Please report it with the model and what "
+        "'graphprune --debug ...' prints"
+    ), 2
 
 
 def _fail(message: str, code: int) -> None:
@@ -97,7 +148,7 @@ def run(model: str, output: Path | None, align: str, mean: str | None, std: str 
     from graphprune.printing import Display, print_result
     from graphprune.writing import check_output
 
-    if not align.isdigit() or int(align) < 1:
+    if not (align.isascii() and align.isdigit()) or int(align) < 1:
         raise click.UsageError(f"--align {align}: a whole number of 1 or more ('auto' needs a device: not yet)")
     output = Path(f"{Path(model).stem}.pruned.onnx") if output is None else output
     check_output(model, output)
@@ -155,6 +206,7 @@ def verify(source: str, cut: str, plan: str | None, as_json: bool) -> None:
     click.echo(
         f"largest difference {report['max_rel_error']:.2g} of an output's maximum (allowed {report['tolerance']:g}); "
         f"{report['exact_units']} exact and {report['inexact_units']} inexact units removed"
+        + ("; proved of the cut before its weights were recovered" if report["recovered"] else "")
     )
 
 
@@ -192,9 +244,16 @@ def _summary(result: Result, files: list[Path]) -> dict[str, Any]:
     return {
         "files": [str(path) for path in files], "before": plan.before, "after": plan.after, "verify": plan.verify,
         "groups": len(plan.groups), "frozen": len(plan.frozen), "notes": state.notes,
-        "evaluation": {key: value if not hasattr(value, "items") else dict(value) for key, value in state.evaluation.items()},
+        "evaluation": {key: _finite(value) for key, value in state.evaluation.items()},
         "seconds": {key: round(value, 3) for key, value in state.seconds.items()},
     }  # fmt: skip
+
+
+def _finite(value: float | Mapping[str, float]) -> Any:
+    """Numbers as JSON has them: what is not finite is null."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    return value if math.isfinite(value) else None
 
 
 def main() -> None:

@@ -45,6 +45,7 @@ class Rewriter:
         self.old_facts = facts
         self.dead = np.append(dead, False)
         self.model = source.clone()
+        self.model.meta.update(source.meta)  # which files are the source; clone() leaves it out
         self.opsets = self.model.graph.opset_imports
         self.new_of: dict[ir.Value, ir.Value] = {}
         self.new_nodes: dict[ir.Node, ir.Node] = {}

@@ -21,6 +21,10 @@ class DataError(GraphPruneError):
     """Calibration or evaluation data that does not fit the model."""
 
 
+class UnprovableError(GraphPruneError):
+    """A comparison that would prove nothing, whatever the cut; nothing is written."""
+
+
 class OutputError(GraphPruneError):
     """An output that cannot be written."""
 

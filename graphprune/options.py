@@ -14,6 +14,8 @@ BUDGETS = ("macs", "params", "bytes")
 FITTING = ("recover", "obs", "gram")
 #: Calibration samples when none are asked for: to look at feature maps, and to fit weights.
 LOOKING_SAMPLES, FITTING_SAMPLES = 16, 256
+#: Wider than any layer.
+LARGEST_ALIGN = 1 << 31
 
 
 @dataclass(frozen=True)
@@ -73,12 +75,18 @@ class Options:
             self.parsed_budget()
         if not 0 <= self.floor < 1:
             raise UsageError(f"--floor {self.floor:g} is outside [0, 1)")
-        if self.align < 1:
-            raise UsageError(f"--align {self.align} must be 1 or more")
+        if not 1 <= self.align <= LARGEST_ALIGN:
+            raise UsageError(f"--align {self.align} is outside 1..{LARGEST_ALIGN}: kept widths are multiples of it")
         if self.samples is not None and self.samples < 1:
             raise UsageError(f"--samples {self.samples} must be 1 or more")
         if self.seed < 0:
             raise UsageError(f"--seed {self.seed} must be 0 or more")
+        if self.data is not None and not self.data.strip():
+            raise UsageError("--data '': give a folder of images, a .npy or a .npz")
+        if self.data is None:
+            for name in ("mean", "std", "layout"):
+                if getattr(self, name) is not None:
+                    raise UsageError(f"--{name} says how images are read: give --data a folder of images too")
         for name, allowed in (("scope", ("global", "group")), ("grain", ("coarse", "fine", "both"))):
             if getattr(self, name) not in allowed:
                 raise UsageError(f"--{name} {getattr(self, name)!r}: give one of {', '.join(allowed)}")
@@ -103,11 +111,11 @@ class Options:
     def parsed_budget(self) -> tuple[str, float]:
         """The budget's measure and its amount (a share when below 1)."""
         text = self.budget or ""
+        if re.match(r"\s*latency\s*=", text):
+            raise UsageError(f"--budget '{text}': latency is not available yet, use macs=... or params=...")
         match = re.fullmatch(r"\s*(\w+)\s*=\s*([0-9.eE+-]+)\s*([kKMGT]?)\s*", text)
-        if match is None or match[1] not in (*BUDGETS, "latency"):
+        if match is None or match[1] not in BUDGETS:
             raise UsageError(f"--budget '{text}': write macs=0.5, params=0.5 or bytes=0.5 (share to keep, or a number)")
-        if match[1] == "latency":
-            raise UsageError("--budget latency=... is not available yet: use macs=... or params=...")
         try:
             amount = float(match[2]) * {"": 1, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}[match[3]]
         except ValueError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import reprlib
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -16,8 +17,8 @@ import onnx
 import onnx_ir as ir
 
 from graphprune.backends import onnx as writer
-from graphprune.errors import GraphPruneError, UsageError, VerificationError
-from graphprune.frontends.onnx import Loaded, check_finite, load, plan_name
+from graphprune.errors import DataError, GraphPruneError, ModelError, UsageError, VerificationError
+from graphprune.frontends.onnx import SOURCE_FILES, Loaded, check_finite, load, plan_name
 from graphprune.options import Options, as_tuple
 from graphprune.passes.base import Pass, State
 from graphprune.passes.couple import Couple
@@ -69,7 +70,7 @@ class Result:
             It cannot be written, or would overwrite the source.
         """
         path = Path(path)
-        with writer.Transaction() as transaction:
+        with writer.Transaction(protect=self.state.loaded.model.meta.get(SOURCE_FILES, ())) as transaction:
             files = writer.stage(self.model, path, transaction)
             transaction.write(plan_path(path), self.plan.dumps().encode())
             return [*files, plan_path(path)]
@@ -208,8 +209,8 @@ def evaluate(result: Result, target: str) -> None:
         sys.path.insert(0, "")
     try:
         function = getattr(importlib.import_module(module), name)
-    except Exception as error:
-        raise UsageError(f"--eval '{target}' cannot be loaded: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise UsageError(f"--eval '{target}' cannot be loaded: {_told(error)}") from error
     with tempfile.TemporaryDirectory(prefix="graphprune-") as folder:
         cut = Path(folder) / "cut.onnx"
         writer.save(result.model, cut)
@@ -220,11 +221,25 @@ def evaluate(result: Result, target: str) -> None:
         for key, path in (("before", source), ("after", cut)):
             try:
                 value = function(str(path))
-            except Exception as error:
-                raise UsageError(
-                    f"--eval '{target}' failed on the model {key} the cut: {type(error).__name__}: {error}"
-                ) from error
-            result.state.evaluation[key] = value if isinstance(value, Mapping) else float(value)
+            except (Exception, SystemExit) as error:
+                raise UsageError(f"--eval '{target}' failed on the model {key} the cut: {_told(error)}") from error
+            result.state.evaluation[key] = _numbers(value, target)
+
+
+def _told(error: BaseException) -> str:
+    """Kind and text of an error of the user's code, in one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def _numbers(value: Any, target: str) -> float | dict[str, float]:
+    """What an evaluation gave: a number, or numbers by name."""
+    try:
+        return {str(key): float(item) for key, item in value.items()} if isinstance(value, Mapping) else float(value)
+    except (TypeError, ValueError) as error:
+        raise UsageError(
+            f"--eval '{target}' gave {type(value).__name__} {reprlib.repr(value)}: it must give a number, or a dict of "
+            "numbers by name"
+        ) from error
 
 
 def dead_from_plan(state: State, plan: Plan) -> np.ndarray[Any, Any]:
@@ -264,7 +279,8 @@ def verify(source: Any, cut: str | os.PathLike[str], plan: str | os.PathLike[str
     Returns
     -------
     dict
-        ``max_rel_error``, ``tolerance``, ``passed``, ``exact_units``, ``inexact_units``.
+        ``max_rel_error``, ``tolerance``, ``passed``, ``exact_units``, ``inexact_units``; ``recovered`` where weights were
+        re-fitted after the cut: the proof is then of the cut as the plan replays it, and of the file's sizes.
 
     Raises
     ------
@@ -287,47 +303,77 @@ def verify(source: Any, cut: str | os.PathLike[str], plan: str | os.PathLike[str
     state.before, state.after = costs.price(), costs.price(state.dead)
     Rewrite().run(state)
     given = load_any(cut).model
+    _check_ends(state.model, given)
     assert state.rewriter is not None and state.cut is not None and state.plan is not None
     if state.plan.tensors != {k: {"shape": list(v["shape"]), "kept": v["kept"]} for k, v in read.tensors.items()}:
         raise VerificationError("the plan is not one that this model's coupling allows: some tensors are cut alone")
-    changed = frozenset(read.recovery.get("tensors", ()))
-    _check_weights(state.cut, given, changed)
     # A recovered model computes something else by intention: what is proved is the cut that it started from.
-    cut = state.cut if changed else given
+    recovery = read.recovery if isinstance(read.recovery, Mapping) else {}
+    changed, dropped = (frozenset(map(str, recovery.get(key) or ())) for key in ("tensors", "dropped"))
+    _check_weights(state.cut, given, changed, dropped)
     from graphprune.calibration import samples_for
     from graphprune.masking import masked_original
 
     check = Verify()
     feeds = list(samples_for(state, n=check.count(state)))
-    worst, where = compare(masked_original(state.rewriter), cut, feeds)
+    masked = masked_original(state.rewriter)
+    try:
+        for outputs in run_all(given, feeds if changed else feeds[:1]):
+            _check_finite_outputs(outputs, changed)
+        worst, where = compare(masked, state.cut if changed else given, feeds)
+    except (ModelError, DataError, UsageError) as error:
+        run_all(masked, feeds)  # raises what is wrong with the source, if it is the source
+        raise VerificationError(f"the cut model does not run on the source's inputs: {error}") from error
     allowed = tolerance_of(state.model)
     report = {**state.plan.verify, "max_rel_error": worst, "tolerance": allowed, "passed": bool(worst <= allowed)}
+    report["recovered"] = len(changed)
     if not report["passed"]:
         raise VerificationError(f"output '{where}' differs by {worst:.2g} of its maximum (allowed {allowed:g})")
-    if changed:
-        report["recovered"] = len(changed)
-        for outputs in run_all(given, feeds):
-            bad = [name for name, array in outputs.items() if array.dtype.kind == "f" and not np.isfinite(array).all()]
-            if bad:
-                raise VerificationError(f"output '{bad[0]}' of the recovered model is not finite")
     return report
 
 
-def _check_weights(expected: ir.Model, given: ir.Model, changed: frozenset[str] = frozenset()) -> None:
-    """Every weight of the cut file is the source's at the kept indices, but for those that recovery changed."""
-    theirs = given.graph.initializers
-    for name, value in expected.graph.initializers.items():
-        other = theirs.get(name)
-        if (other is None and f"{name}_recovered" in changed) or (name not in theirs and changed and not value.uses()):
+def _check_ends(source: ir.Model, given: ir.Model) -> None:
+    """The cut file takes and gives what its source does."""
+    for what in ("inputs", "outputs"):
+        ours, theirs = ([str(v.name) for v in getattr(m.graph, what)] for m in (source, given))
+        if ours != theirs:
+            raise VerificationError(
+                f"the cut model's {what} are {', '.join(theirs) or 'none'}, the source's are "
+                f"{', '.join(ours) or 'none'}: is it a cut of another model?"
+            )
+
+
+def _constants(model: ir.Model) -> dict[tuple[int, str], ir.Value]:
+    """Constants of all graphs of a model, by the number of their graph and their name."""
+    return {(i, name): value for i, graph in enumerate(model.graphs()) for name, value in graph.initializers.items()}
+
+
+def _bits(tensor: ir.TensorProtocol) -> np.ndarray[Any, Any]:
+    """Contents to compare bit for bit: NaN and -0.0 count as well. Strings as they are."""
+    flat = tensor.numpy().reshape(-1)
+    return flat if flat.dtype == object else flat.view(np.uint8)
+
+
+def _check_finite_outputs(outputs: Mapping[str, np.ndarray[Any, Any]], changed: frozenset[str]) -> None:
+    """A recovered model gives numbers."""
+    bad = [name for name, array in outputs.items() if array.dtype.kind == "f" and not np.isfinite(array).all()]
+    if bad and changed:
+        raise VerificationError(f"output '{bad[0]}' of the recovered model is not finite")
+
+
+def _check_weights(expected: ir.Model, given: ir.Model, changed: frozenset[str], dropped: frozenset[str]) -> None:
+    """Every weight of the cut file is the source's at the kept indices; sizes only of those that recovery changed."""
+    theirs = _constants(given)
+    for (number, name), value in _constants(expected).items():
+        other = theirs.get((number, name))
+        if other is None and name in dropped:
             continue
         if other is None or other.const_value is None or value.const_value is None:
             raise VerificationError(f"the cut model lacks tensor '{name}'")
         a, b = value.const_value, other.const_value
         if a.dtype != b.dtype or tuple(a.shape) != tuple(b.shape):
             raise VerificationError(f"tensor '{name}' has shape {list(b.shape)} where the plan gives {list(a.shape)}")
-        if name in changed:
-            continue
-        if not np.array_equal(a.numpy().view(np.uint8) if a.size else 0, b.numpy().view(np.uint8) if b.size else 0):
+        if name not in changed and a.size and not np.array_equal(_bits(a), _bits(b)):
             raise VerificationError(f"tensor '{name}' does not hold the source's values at the kept indices")
 
 

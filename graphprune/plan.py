@@ -70,8 +70,17 @@ class Plan:
         missing = [key for key in required if not isinstance(data.get(key), Mapping)]
         if missing:
             raise UsageError(f"{where} lacks {', '.join(missing)}")
-        keys = {key: data[key] for key in (*required, "groups", "frozen", "verify", "notes", "scores", "recovery", "graphprune")
-                if key in data}  # fmt: skip
+        for name, entry in data["tensors"].items():
+            if not _is_entry(entry):
+                raise UsageError(
+                    f"{where}: the entry of tensor '{name}' is damaged: it must hold its 'shape', a list of sizes, and "
+                    "'kept', axis -> list of indices"
+                )
+        shapes = data["options"].get("shapes", {})
+        if not (isinstance(shapes, Mapping) and all(map(_is_indices, shapes.values()))):
+            raise UsageError(f"{where}: 'shapes' in its options is damaged: it must be input name -> list of sizes")
+        optional = ("groups", "frozen", "verify", "notes", "scores", "recovery", "graphprune")
+        keys = {key: data[key] for key in (*required, *optional) if key in data}
         return cls(**keys)
 
     @classmethod
@@ -83,8 +92,11 @@ class Plan:
             raise UsageError(
                 f"no plan at {path} ({error.strerror}): 'graphprune run' writes it beside the model"
             ) from error
-        except ValueError as error:
-            raise UsageError(f"{path} is not JSON: {error}") from error
+        except (ValueError, RecursionError) as error:
+            raise UsageError(
+                f"{path} is no plan, it is not JSON or was cut short ({error}): 'graphprune run' writes it beside "
+                "the model"
+            ) from error
         return cls.from_json(data, str(path))
 
 
@@ -92,6 +104,19 @@ def plan_path(model_path: str | os.PathLike[str]) -> Path:
     """Where the plan of ``out.onnx`` lies: ``out.plan.json``."""
     path = Path(model_path)
     return path.with_name((path.stem if path.suffix == ".onnx" else path.name) + ".plan.json")
+
+
+def _is_indices(value: Any) -> bool:
+    """Whether it is a list of whole numbers that arrays can be indexed with."""
+    return isinstance(value, list) and all(type(item) is int and abs(item) < 1 << 62 for item in value)
+
+
+def _is_entry(entry: Any) -> bool:
+    """Whether it is one of ``tensors``: a shape, and kept indices of some of its axes."""
+    if not (isinstance(entry, Mapping) and _is_indices(entry.get("shape")) and isinstance(entry.get("kept"), Mapping)):
+        return False
+    axes = {str(axis) for axis in range(len(entry["shape"]))}
+    return set(entry["kept"]) <= axes and all(map(_is_indices, entry["kept"].values()))
 
 
 def _plain(value: Any) -> Any:

@@ -121,9 +121,10 @@ class Transaction:
         temporary = final.with_name(f".{final.name[:100]}.{secrets.token_hex(6)}.tmp")
         try:
             flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0)
-            handle = os.open(temporary, flags, 0o666)
+            # Noted before it exists: an interrupt in between must not leave it behind.
             self._staged[final] = temporary
             self._shown[final] = shown
+            handle = os.open(temporary, flags, 0o666)
             with os.fdopen(handle, "wb", buffering=1 << 20) as file:
                 if final.exists():
                     temporary.chmod(stat.S_IMODE(final.stat().st_mode))

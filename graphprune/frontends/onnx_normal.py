@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import onnx
 import onnx.inliner
@@ -17,6 +19,8 @@ PLAN_NAME = "graphprune.plan_name"
 """Key in ``Value.meta`` of an initializer whose name is not unique in the model: its name in plans."""
 
 _MIN_IR = 4
+_OWN_NAME = "graphprune.own_name"
+"""Key in the metadata of Constant nodes of local functions: their output's name in the file."""
 
 
 def normalize_proto(model: onnx.ModelProto, store: Store) -> None:
@@ -76,6 +80,7 @@ def inline_functions(model: onnx.ModelProto) -> onnx.ModelProto:
             if entry.domain in ("", "ai.onnx"):
                 entry.version = opset
     _fill_defaults(model)
+    _mark_constants(model)
     try:
         if convert:
             # The conversion to the model's opset asks for the types of what the functions are called with.
@@ -119,6 +124,16 @@ def _differs(function: onnx.FunctionProto, opset: int) -> bool:
     return False
 
 
+def _mark_constants(model: onnx.ModelProto) -> None:
+    """Note the name of each constant of a function, which the inliner changes."""
+    for body, _, function in scopes(model):
+        if function is None:
+            continue
+        for node in body.node:
+            if node.op_type == "Constant" and node.output:
+                node.metadata_props.add(key=_OWN_NAME, value=node.output[0])
+
+
 def _fill_defaults(model: onnx.ModelProto) -> None:
     """State at every call the attributes it leaves to the function's defaults; the inliner forgets those."""
     defaults = {
@@ -159,6 +174,7 @@ def normalize(model: ir.Model) -> None:
     caller may override, and stay inputs.
     """
     _plain_initializers(model)
+    _restore_names(model)
     for graph in list(model.graphs()):
         _lift_constants(graph)
     _name_for_plans(model)
@@ -175,6 +191,21 @@ def _plain_initializers(model: ir.Model) -> None:
         graph.inputs.clear()
         graph.inputs.extend(real)
     model.ir_version = max(model.ir_version, _MIN_IR)
+
+
+def _restore_names(model: ir.Model) -> None:
+    """Give constants of local functions back their names in the file, where one call alone was inlined."""
+    marked = [(node, node.metadata_props.pop(_OWN_NAME)) for node in model.graph.all_nodes()
+              if _OWN_NAME in node.metadata_props]  # fmt: skip
+    if not marked:
+        return
+    taken = {value.name for node in model.graph.all_nodes() for value in node.outputs}
+    for graph in model.graphs():
+        taken.update(value.name for value in (*graph.inputs, *graph.initializers.values()))
+    calls = Counter(name for _, name in marked)
+    for node, name in marked:
+        if calls[name] == 1 and name not in taken:
+            node.outputs[0].name = name
 
 
 def _lift_constants(graph: ir.Graph) -> None:

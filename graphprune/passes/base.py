@@ -175,14 +175,28 @@ class Score(Pass):
         """One number per prunable unit, float64[n_units]; higher means keep."""
 
     def run(self, state: State) -> None:
-        values = np.asarray(self.score(state), np.float64)
+        with np.errstate(all="ignore"):  # what is not finite is told below, once
+            values = np.asarray(self.score(state), np.float64)
         n = state.need_coupling().n_units
         if values.shape != (n,):
             raise GraphPruneError(f"pass '{self.name}' gave scores of shape {values.shape}, not ({n},), one a unit")
         if not np.isfinite(values).all():
             bad = int((~np.isfinite(values)).sum())
-            raise GraphPruneError(f"pass '{self.name}' gave {bad} scores that are not finite numbers")
+            raise GraphPruneError(
+                f"pass '{self.name}' gave {bad} of {n} scores that are not finite numbers{_infinite(state)}"
+            )
         state.scores.append(Scored(self.name, values, self.unit, self.normalized))
+
+
+def _infinite(state: State) -> str:
+    """Where scores that are not finite may come from, in words."""
+    from graphprune.frontends.onnx import nonfinite_weights
+
+    names = nonfinite_weights(state.model, limit=3)
+    if not names:
+        return ": weights or feature maps of this size overflow; try another criterion ('graphprune passes')"
+    listed = ", ".join(f"'{name}'" for name in names)
+    return f": tensors with infinities: {listed}; the model is broken, train or export it again"
 
 
 def per_unit(rows: NDArray[np.int64], per_index: NDArray[np.float64], n_units: int) -> tuple[Scores, NDArray[np.bool_]]:

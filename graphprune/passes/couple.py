@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -9,8 +10,14 @@ from typing import ClassVar
 from graphprune import shapes
 from graphprune.coupler import Coupler
 from graphprune.coupling import Frozen, finish, node_name
+from graphprune.errors import ModelError
 from graphprune.facts import Facts
 from graphprune.passes.base import Kind, Pass, State
+
+#: Elements of one value that are still computed (8 GB of float32).
+LARGEST_VALUE = 1 << 31
+#: The same for what constants alone make, such as ConstantOfShape: no data in the file stand for that size.
+LARGEST_MADE = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -23,6 +30,7 @@ class Couple(Pass):
     def run(self, state: State) -> None:
         facts = state.facts or probe(state)
         state.facts = facts
+        check_sizes(state)
         coupler = Coupler(facts, state.model.graph.opset_imports, varied(state))
         coupler.run(state.model.graph)
         state.coupling = finish(coupler)
@@ -39,6 +47,26 @@ class Couple(Pass):
             state.note(f"{node.op_type} '{node.name}' is frozen: {problem}")
         if len(coupler.unshaped) > 3:
             state.note(f"... and {len(coupler.unshaped) - 3} more nodes frozen for unknown shapes (see inspect)")
+
+
+def check_sizes(state: State) -> None:
+    """Refuse to label what no memory holds.
+
+    Raises
+    ------
+    ModelError
+        A value of absurd size, by name.
+    """
+    facts = state.need_facts()
+    for node in state.model.graph:
+        made = all(value is None or value.const_value is not None for value in node.inputs)
+        for value in node.outputs:
+            shape = facts.shape(value)
+            if shape is not None and math.prod(shape) > (LARGEST_MADE if made else LARGEST_VALUE):
+                raise ModelError(
+                    f"{node.op_type} '{node_name(node)}' makes '{value.name}' of shape {list(shape)}, more than memory "
+                    "holds: the file is damaged, or give smaller sizes of dynamic axes with --shape"
+                )
 
 
 def varied(state: State) -> Facts | None:

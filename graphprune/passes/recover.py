@@ -64,6 +64,7 @@ class Recover(Pass):
         if state.options.data is None:
             state.note("recover: fitted to made-up inputs; give --data with samples of what the model will see")
         source = run_all(state.model, held)
+        constants = set(state.cut.graph.initializers)
         before = compare_outputs(source, run_all(state.cut, held))
         recovery = Recovery(
             state.rewriter, state.cut, feeds, samples.batch, mode="scale" if self.mode == "bn" else self.mode,
@@ -82,6 +83,7 @@ class Recover(Pass):
             state.note("recover: the outputs on held-out samples came no nearer to the source's: the weights stay as cut")
         state.plan.recovery = {
             "mode": self.mode, "samples": len(samples), "used": used, **record.to_json(),
+            "dropped": sorted(constants - set(state.cut.graph.initializers)) if used else [],
             "fidelity": {"samples": sum(_count(feed, samples.batched) for feed in held), "before": before, "after": after},
         }  # fmt: skip
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -43,6 +44,9 @@ class Select(Pass):
         else:
             state.dead = chooser.by_rate(0.5 if options.rate is None else options.rate)
         state.after = costs.price(state.dead)
+        if not state.dead.any():
+            asked = f"align {options.align}, floor {options.floor:g}"
+            state.note(f"nothing was cut: less than one step of any group was asked ({asked}); ask for more, or align less")
 
     @staticmethod
     def _budget(state: State, chooser: Chooser, costs: CostModel) -> Mask:
@@ -63,9 +67,16 @@ class Select(Pass):
         if state.options.allocation == "dp":
             dead = Select._dp(state, chooser, costs, measure, target, dead)
             return Select._said(state, costs, dead, measure, amount, target, full)
-        # Both neighbours of the crossing: the nearer one, the one within the budget on a tie.
-        candidates = [chooser.first(k) for k in {max(low - 1, 0), low}]
-        dead = min(candidates, key=lambda mask: abs(costs.price(mask).measure(measure) - target))
+
+        def distance(mask: Mask) -> float:
+            return abs(costs.price(mask).measure(measure) - target)
+
+        # Both neighbours of the crossing: the nearer one.
+        k = min((max(low - 1, 0), low), key=lambda k: distance(chooser.first(k)))
+        dead = chooser.first(k)
+        if distance(dead) > 0.01 * target:
+            # Units are large steps here: a step more or less in one group may come nearer.
+            dead = min([dead, *chooser.near(k)], key=distance)
         return Select._said(state, costs, dead, measure, amount, target, full)
 
     @staticmethod
@@ -93,8 +104,9 @@ class Select(Pass):
         reached = costs.price(dead).measure(measure)
         if abs(reached - target) > 0.01 * target:
             state.note(
-                f"budget {measure}={amount:g}: the nearest possible is {reached:,} ({reached / full:.1%} of the "
-                f"source) where {target:,.0f} was asked; floors, --align or --keep leave no nearer one"
+                f"budget {measure}={amount:g}: the nearest possible along the scores is {reached:,} "
+                f"({reached / full:.1%} of the source) where {target:,.0f} was asked; what is frozen, --floor, --align "
+                "or --keep leave no nearer step"
             )
         return dead
 
@@ -196,7 +208,19 @@ class Chooser:
 
     def first(self, k: int) -> Mask:
         """The first ``k`` units of the order dead."""
-        return self.mask(np.bincount(self.coupling.group_of[self.order[:k]], minlength=len(self.sizes)))
+        return self.mask(self._counts(k))
+
+    def _counts(self, k: int) -> NDArray[np.int64]:
+        return np.bincount(self.coupling.group_of[self.order[:k]], minlength=len(self.sizes))
+
+    def near(self, k: int) -> Iterator[Mask]:
+        """As ``first``, with a step more or less in one group; all such choices, of 256 groups at most."""
+        counts = self._counts(k)
+        for group in self.groups[:256]:
+            for step in (-self.align, self.align):
+                other = counts.copy()
+                other[group.id] = max(0, counts[group.id] + step)
+                yield self.mask(other)
 
     def by_rate(self, rate: float) -> Mask:
         """Remove that share of the prunable indices."""
