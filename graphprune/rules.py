@@ -247,12 +247,14 @@ def op(
     sizes: Callable[[OpView], Mapping[str, int]] | None = None,
     shrink: Shrink | None = None,
     after: Callable[[OpView, Mapping[str, Axis]], None] | None = None,
+    through: Callable[[OpView], Sequence[bool]] | None = None,
 ) -> Callable[[Couple], Couple]:
     """Register a coupling rule for ops (``Name`` or ``domain::Name``).
 
     With ``rule`` the op is described by that string and the call itself registers; otherwise it decorates a
     function. ``weights`` maps operand numbers to their role, ``sizes`` gives the sizes of factors that no
-    axis alone tells, ``after`` may mark axes by name once the string has been applied.
+    axis alone tells, ``after`` may mark axes by name once the string has been applied. ``through`` tells for each
+    axis of ``_...`` whether this instance works on its indices one by one: such an axis is not frozen.
     """
 
     def register(couple: Couple) -> Couple:
@@ -270,7 +272,7 @@ def op(
     if rule is not None:
         _caller = _calling_module()
         pattern = Pattern.parse(rule)
-        register(functools.partial(_apply, pattern, weights or {}, sizes, after))
+        register(functools.partial(_apply, pattern, weights or {}, sizes, after, through))
     return register
 
 
@@ -377,10 +379,13 @@ def _apply(
     weights: Mapping[int, str],
     sizes: Callable[[OpView], Mapping[str, int]] | None,
     after: Callable[[OpView, Mapping[str, Axis]], None] | None,
+    through: Callable[[OpView], Sequence[bool]] | None,
     view: OpView,
 ) -> list[Axes | None]:
     """Run one rule string on one node."""
     size = dict(sizes(view)) if sizes is not None else {}
+    passed = [] if through is None else list(through(view))
+    free = {f"_.{len(passed) - 1 - i}" for i, one_by_one in enumerate(passed) if one_by_one}
     env: dict[str, Axis] = {}
     additive = {i for i, role in weights.items() if role == "bias"}
     added = [
@@ -395,7 +400,7 @@ def _apply(
             if i in weights and view.is_parameter(i):
                 axis = Axis(axis.rows, True, axis.places)
             for name, factor in zip(term, _factors(view, term, axis, size), strict=True):
-                if name.startswith("_"):
+                if name.startswith("_") and name not in free:
                     what = f"{name[1:]} axis" if name[1] != "." else "kernel axis" if i in weights else "spatial axis"
                     view.freeze(factor, f"{what} of {view.node.op_type}")
                     continue

@@ -64,6 +64,22 @@ def shrink_groups(cut: Cut) -> None:
         cut.set_attr("group", groups)
 
 
+def window_of_one(view: OpView) -> list[bool]:
+    """For each spatial axis, whether the window takes one index at a time, each once.
+
+    A convolution over time that mixes [batch, time, features] along time is one: features are its spatial axis.
+    """
+    x, y = view.shape(0), view.out_shape()
+    kernel, n = view.shape(1)[2:], len(x) - 2
+    strides, pads = view.attr("strides") or [1] * n, view.attr("pads") or [0] * (2 * n)
+    if len(kernel) != n or len(y) != len(x):
+        return [False] * n
+    return [
+        kernel[i] == 1 and strides[i] == 1 and not pads[i] and not pads[n + i] and x[2 + i] == y[2 + i]
+        for i in range(n)
+    ]
+
+
 #: Activations with f(0) = 0 that fused ops carry, in lower case.
 _ZERO_KEEPING = frozenset({"", "relu", "tanh", "leakyrelu", "elu", "softsign", "scaledtanh", "thresholdedrelu"})
 
@@ -75,11 +91,12 @@ def fused_activation_keeps_zero(view: OpView) -> bool:
 
 
 CONV = "b (g i) _..., (g o) i _..., (g o) -> b (g o) _..."
-op("Conv", rule=CONV, sizes=linear_groups, weights={1: "weight", 2: "bias"}, shrink=shrink_groups, after=mark_groups)
+op("Conv", rule=CONV, sizes=linear_groups, weights={1: "weight", 2: "bias"}, shrink=shrink_groups, after=mark_groups,
+   through=window_of_one)  # fmt: skip
 op("ConvInteger", rule="b (g i) _..., (g o) i _... -> b (g o) _...", sizes=linear_groups, weights={1: "weight"},
    shrink=shrink_groups, after=_conv_integer)  # fmt: skip
 op("ConvTranspose", rule="b (g i) _..., (g i) o _..., (g o) -> b (g o) _...", sizes=linear_groups,
-   weights={1: "weight", 2: "bias"}, shrink=shrink_groups, after=mark_groups)  # fmt: skip
+   weights={1: "weight", 2: "bias"}, shrink=shrink_groups, after=mark_groups, through=window_of_one)  # fmt: skip
 
 
 @op("DeformConv", text=CONV, shrink=shrink_groups)

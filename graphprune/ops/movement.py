@@ -315,14 +315,16 @@ def _shrink_tile(cut: Cut) -> None:
 @op("Tile", text="rows repeated", shrink=_shrink_tile)
 def tile(view: OpView) -> list[Axes | None]:
     """Rows over and over."""
-    repeats = view.constant(1)
-    if repeats is None:
+    repeats, steady = view.known(1), view.steady(1)
+    if repeats is None or steady is None:
         view.freeze_inputs("its repeats are computed when it runs", [0])
         return view.frozen_outputs()
     out: Axes = []
-    for axis, n in zip(view.axes(0), repeats.reshape(-1), strict=True):
-        if n == 1:
+    for axis, n, fixed in zip(view.axes(0), repeats.reshape(-1), steady.reshape(-1), strict=True):
+        if n == 1 and (fixed or len(axis) > 1):
             out.append(axis)
+        elif len(axis) == 1 and not fixed:
+            out.append(view.frozen(int(n)))
         elif len(axis) == 1:
             fresh = view.fresh(int(n))
             out.append(Axis(fresh.rows, False, fresh.places))

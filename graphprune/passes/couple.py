@@ -103,13 +103,18 @@ def probe(state: State) -> Facts:
     chosen = shapes.probe_inputs(state.model, dict(state.options.shapes))
     facts = shapes.infer(state.model, chosen)
     wider = dict(chosen)
-    for value in state.model.graph.inputs:
-        name = str(value.name)
-        if name in chosen and name not in state.options.shapes and value.shape is not None:
-            dims = list(chosen[name])
-            if dims and not isinstance(value.shape[0], int) and dims[0] == 1:
-                dims[0] = 2
-                wider[name] = tuple(dims)
+    open_inputs = [
+        (str(value.name), value.shape)
+        for value in state.model.graph.inputs
+        if str(value.name) in chosen and str(value.name) not in state.options.shapes and value.shape is not None
+    ]
+    # A batch axis has its name wherever it stands: second in [time, batch, features].
+    batches = {str(shape[0]) for _, shape in open_inputs if len(shape) and not isinstance(shape[0], int)} - {"None"}
+    for name, shape in open_inputs:
+        wider[name] = tuple(
+            2 if size == 1 and not isinstance(dim, int) and (axis == 0 or str(dim) in batches) else size
+            for axis, (size, dim) in enumerate(zip(chosen[name], shape, strict=True))
+        )
     if wider != chosen:
         other = shapes.infer(state.model, wider)
         if len(other.problems) <= len(facts.problems):

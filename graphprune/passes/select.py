@@ -144,6 +144,8 @@ class Chooser:
         self.rank = np.full(n, -1)
         self.sizes = np.zeros(len(coupling.groups), np.int64)
         self.limit = np.zeros(len(coupling.groups), np.int64)
+        #: Per group: indices of weight axes that are gone with the first, the first two, ... units, int64[m].
+        self.gone: dict[int, NDArray[np.int64]] = {}
         order, keys = [], []
         for group in self.groups:
             units = self.sorted(group)
@@ -153,7 +155,10 @@ class Chooser:
             floor = max(1, int(np.ceil(options.floor * m - 1e-9)))
             self.limit[group.id] = m - floor
             order.append(units[: m - floor])
-            share = (np.arange(m - floor) + 0.5) / m
+            weight = coupling.weight[units]
+            gone = np.cumsum(weight)
+            self.gone[group.id] = gone
+            share = ((gone - 0.5 * weight) / gone[-1])[: m - floor]
             keys.append(share if self.scope == "group" else scores[units[: m - floor]])
         flat = np.concatenate(order) if order else np.zeros(0, np.int64)
         key = np.concatenate(keys) if keys else np.zeros(0)
@@ -241,6 +246,11 @@ class Chooser:
         carry = 0.0
         for group in self.groups:
             share = 1 - np.sqrt(1 - rate) if self.both and group.shared else rate
+            gone = self.gone[group.id]
+            if gone[-1] != len(gone) * gone[0] or (np.diff(gone) != gone[0]).any():
+                # Units of several sizes: the rate counts indices, so the nearest sum of sizes.
+                removed[group.id] = int(np.abs(np.append(0, gone) - share * gone[-1]).argmin())
+                continue
             exact = share * len(group.units)
             removed[group.id] = int(np.floor(exact + carry + 0.5)) if abs(carry) < 1 else round(exact)
             removed[group.id] = min(max(removed[group.id], int(np.floor(exact))), int(np.ceil(exact)))
