@@ -182,7 +182,9 @@ class Rewriter:
             for declared, before, after in zip(shape, old, new, strict=True):
                 if isinstance(declared, int) and declared != before:
                     break
-                dims.append(after if isinstance(declared, int) else declared)
+                # A name of a cut axis stands for its old size, elsewhere too: ONNX Runtime shares memory by names.
+                name = declared if before == after else None
+                dims.append(after if isinstance(declared, int) else name)
             else:
                 self.new_of[value].shape = ir.Shape(dims)
 
