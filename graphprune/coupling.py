@@ -79,6 +79,8 @@ class Coupling:
     folded: list[Frozen] = field(default_factory=list)
     #: Indices of weight axes that die with each unit, int64[n_units].
     weight: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    #: Numbers of the groups that share a tensor axis with a group.
+    near: dict[int, set[int]] = field(default_factory=dict)
     _compact: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     _whole: dict[Place, str] = field(default_factory=dict)
     _cache: dict[Place, NDArray[np.int64]] = field(default_factory=dict)
@@ -365,7 +367,7 @@ def _promote(coupling: Coupling, touches: Sequence[tuple[Place, NDArray[np.int64
     So two grouped convolutions behind each other, whose groups divide the same channels crosswise, both lose
     something at the coarse grain, and no axis loses by two families at once.
     """
-    near: dict[int, set[int]] = {}
+    near = coupling.near
     group_of = np.append(coupling.group_of, -1)
     for (value, axis), _ in touches:
         rows = coupling.rows(value, axis)

@@ -22,16 +22,8 @@ MODES: dict[str, dict[str, Any]] = {
     "both": {**HALF, "grain": "both"},
     "fine": {**HALF, "grain": "fine"},
 }
-#: Patterns written last, which are not met yet (docs/benchmarks.md lists them). A case that passes shows as XPASS.
-NOT_YET = {
-    "transposed_grid_meets_itself",
-    "lstm_state_from_a_layer",
-    "batch_axis_first_here_and_second_there",
-}
 CASES = [
-    pytest.param(
-        pattern, mode, id=f"{name}-{mode}", marks=[pytest.mark.xfail(reason="not met yet")] if name in NOT_YET else []
-    )
+    pytest.param(pattern, mode, id=f"{name}-{mode}")
     for name, pattern in PATTERNS.items()
     for mode in MODES
     if mode not in ("both", "fine") or pattern.families

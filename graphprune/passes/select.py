@@ -138,6 +138,8 @@ class Chooser:
         self.seed = options.seed
         self.both = options.grain == "both"
         self.groups = [group for group in coupling.groups if self._wanted(group, options.grain, options.exact)]
+        if options.exact and options.grain == "coarse":
+            self._next_coarsest()
         for pattern in options.keep:
             self._keep(pattern)
         n = coupling.n_units
@@ -175,6 +177,14 @@ class Chooser:
         if grain == "coarse":
             return not group.fine
         return grain == "both" or group.fine or not group.shared
+
+    def _next_coarsest(self) -> None:
+        """Where --exact leaves the coarse family of an axis alone, an exact one that shares the axis stands in for it."""
+        wanted = {group.id for group in self.groups}
+        for group in self.coupling.groups:
+            if group.exact and group.id not in wanted and not self.coupling.near.get(group.id, set()) & wanted:
+                wanted.add(group.id)
+        self.groups = [group for group in self.coupling.groups if group.id in wanted]
 
     def _keep(self, pattern: str) -> None:
         hit = [g for g in self.groups if any(fnmatch.fnmatch(plan_name(value), pattern) for value, _ in g.members)]
