@@ -127,11 +127,18 @@ class _Masker:
         for axis, indices in kept:
             where = np.zeros(shape[axis], np.int64)
             where[indices] = np.arange(len(indices))
-            mask = np.zeros(shape[axis], np.float32)
-            mask[indices] = 1
-            mask = mask.reshape([-1 if a == axis else 1 for a in range(len(shape))]).astype(dtype)
-            for op_type, constant, attributes in (("Gather", where, {"axis": axis}), ("Mul", mask, {})):
-                new = ir.node(op_type, [current, self._constant(node, ir.Tensor(constant))], attributes=attributes)
+            mask = np.zeros(shape[axis], np.bool_)
+            mask[indices] = True
+            mask = mask.reshape([-1 if a == axis else 1 for a in range(len(shape))])
+            steps: list[tuple[str, list[np.ndarray], dict[str, Any]]] = [("Gather", [where], {"axis": axis})]
+            if dtype.itemsize == 1:
+                # Bytes have no product. Where they are quantised, their rule says that these are not its zero.
+                steps.append(("Where", [~mask, np.zeros((), dtype)], {}))
+            else:
+                steps.append(("Mul", [mask.astype(dtype)], {}))
+            for op_type, constants, attributes in steps:
+                values = [self._constant(node, ir.Tensor(constant)) for constant in constants]
+                new = ir.node(op_type, [*values, current] if op_type == "Where" else [current, *values], attributes)
                 new.outputs[0].name = self._name(f"{name}_spread")
                 last.append(new)
                 last, current = new, new.outputs[0]

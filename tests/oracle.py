@@ -251,7 +251,8 @@ def zero_of(slot: Slot, value: Array, consts: Constants) -> Array:
     if point.ndim > 1:
         return point
     view = [1] * value.ndim
-    view[where[1]] = -1
+    transposed = slot.node.op_type == "QGemm" and attr(slot.node, "transB", 0)
+    view[0 if transposed else where[1]] = -1
     return point.reshape(view)
 
 

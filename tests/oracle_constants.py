@@ -414,4 +414,11 @@ def session(model: ModelProto, optimise: bool = False) -> ort.InferenceSession:
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     level = ort.GraphOptimizationLevel
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimise else level.ORT_DISABLE_ALL
+    integer = ("MatMulInteger", "ConvInteger", "QLinear", "QGemm", "QAttention", "DynamicQuantize")
+    signed = {t.name for t in model.graph.initializer if t.data_type == onnx.TensorProto.INT8}
+    products = [node for node in model.graph.node if node.op_type.startswith(integer)]
+    if products and not any(n.op_type[0] == "Q" and n.input[2] in signed for n in products if len(n.input) > 2):
+        # Without VNNI, sums of signed products saturate, by which are neighbours; not so after this rewrite.
+        options.graph_optimization_level = level.ORT_ENABLE_EXTENDED
+        options.add_session_config_entry("session.x64quantprecision", "1")
     return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])

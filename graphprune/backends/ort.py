@@ -31,6 +31,9 @@ from graphprune.facts import constant_tensor
 MEBI = 1 << 20
 BASIC = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
 NONE = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+EXTENDED = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+#: Integer products: processors without VNNI saturate sums of two of them if the weights are signed.
+_SATURATING = ("MatMulInteger", "ConvInteger", "QLinear", "QGemm", "QAttention", "DynamicQuantize")
 
 _WIDE: Types = {ir.DataType.FLOAT16: ir.DataType.FLOAT, ir.DataType.BFLOAT16: ir.DataType.FLOAT}
 # The runtime has no bfloat16 arithmetic on the CPU and no convolution in double.
@@ -93,6 +96,7 @@ class Runner:
         self._limits = max_weight_bytes, max_activation_bytes
         self._threads = threads
         self._level = level
+        self._saturates = _may_saturate(model)
         self._may_widen = widen is not False
         self._inputs = {v.name or "": v for v in model.graph.inputs if not v.is_initializer()}
         self.outputs = _find(model.graph, outputs)
@@ -267,6 +271,11 @@ class Runner:
     def _options(self, chunked: bool) -> ort.SessionOptions:
         options = ort.SessionOptions()
         options.graph_optimization_level = self._level
+        if self._saturates and self._level != NONE:
+            # The runtime's way round it, whole sums with unsigned weights, is one of the extended rewrites. What
+            # saturates depends on which products are neighbours, so a cut would not compute what its source does.
+            options.graph_optimization_level = max(self._level, EXTENDED, key=lambda level: level.value)
+            options.add_session_config_entry("session.x64quantprecision", "1")
         options.log_severity_level = 4  # failures are raised; the runtime's own lines would double them
         options.use_deterministic_compute = True
         if self._threads is not None:
@@ -314,6 +323,13 @@ class Runner:
         options = self._options(True)
         options.graph_optimization_level = NONE
         return options
+
+
+def _may_saturate(model: ir.Model) -> bool:
+    """Whether unsigned data meets signed weights; signed data has other kernels, and the rewrite breaks those."""
+    nodes = [node for node in model.graph.all_nodes() if node.op_type.startswith(_SATURATING)]
+    points = [node.inputs[2] for node in nodes if node.op_type.startswith("Q") and len(node.inputs) > 2]
+    return bool(nodes) and all(value is None or value.dtype != ir.DataType.INT8 for value in points)
 
 
 class Session:

@@ -280,7 +280,10 @@ def _run_checker(proto: onnx.ModelProto) -> None:
         for node in body.node:
             # So that a complaint names the node.
             node.name = node.name or f"(output '{next(iter(node.output), '')}')"
-            if node.domain in ("", "ai.onnx") and node.op_type in _OF_RUNTIMES:
+            early = node.op_type == "LayerNormalization" and any(
+                entry.domain in ("", "ai.onnx") and entry.version < 17 for entry in light.opset_import
+            )  # ONNX Runtime fuses it in files of any opset.
+            if node.domain in ("", "ai.onnx") and (early or node.op_type in _OF_RUNTIMES):
                 node.domain = "com.microsoft"
         if isinstance(body, onnx.GraphProto):
             # The checker asks for these; no runtime misses them.
