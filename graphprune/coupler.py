@@ -232,9 +232,14 @@ class Coupler:
             reason = f"{node.op_type} makes axes meet that are divided in different ways"
             self.freezes.extend(Freeze(place, node, reason) for place in a.places + b.places)
 
-    def split(self, axis: Axis, sizes: Sequence[int]) -> Axes:
+    def split(self, node: ir.Node, axis: Axis, sizes: Sequence[int]) -> Axes:
+        before = self.units.conflicts
+        tables = self.units.split(axis.rows, sizes)
+        if self.units.conflicts > before:
+            reason = f"{node.op_type} divides what is divided in another way already"
+            self.freezes.extend(Freeze(place, node, reason) for place in axis.places)
         # A factor of one index says nothing of the axis it came from.
-        factors = zip(self.units.split(axis.rows, sizes), sizes, strict=True)
+        factors = zip(tables, sizes, strict=True)
         return [Axis(rows, axis.zero, axis.places if n > 1 or len(axis) == 1 else ()) for rows, n in factors]
 
     def merge(self, axes: Sequence[Axis]) -> Axis:

@@ -385,7 +385,7 @@ def _collapses(column: Ids, sizes: Sequence[int]) -> bool:
     for f in concerns:
         positions = np.broadcast_to(np.arange(sizes[f]).reshape([-1 if g == f else 1 for g in range(len(sizes))]), sizes)
         links = coo_array(
-            (np.ones(len(column), np.bool_), (positions.reshape(-1), sizes[f] + inverse.reshape(-1))),
+            (np.ones(len(column), np.int8), (positions.reshape(-1), sizes[f] + inverse.reshape(-1))),
             shape=(sizes[f] + len(units),) * 2,
         )
         if connected_components(links, directed=False)[0] > 1:
@@ -411,7 +411,7 @@ def _finest_pair(a: Rows, b: Rows) -> tuple[int, int] | None:
             never = np.concatenate([_others(left, i), _others(right, j)])[:, 0]
             ends = np.concatenate([_column(right, j), np.zeros_like(never)])
             starts = np.concatenate([_column(left, i), never])
-            links = coo_array((np.ones(len(starts), np.bool_), (starts, ends)), shape=(len(nodes), len(nodes)))
+            links = coo_array((np.ones(len(starts), np.int8), (starts, ends)), shape=(len(nodes), len(nodes)))
             # The component of unit 0 is what is frozen.
             count = connected_components(links, directed=False)[0] - 1
             if count > most:

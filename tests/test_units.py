@@ -290,3 +290,26 @@ def test_long_chains_of_refinement() -> None:
     assert len(np.unique(units.resolve(first))) == 2  # the inner family is all that is left
     units.freeze(inner)
     assert not units.resolve(first).any()
+
+
+def test_axes_divided_crosswise_keep_the_steps_they_share() -> None:
+    """24 + 3 x 72 against 3 x 80: classes modulo 8 are the finest that fit both."""
+    units = Units()
+    single = units.fresh(24)[:, None]
+    groups, places = units.fresh(3)[:, None], units.fresh(72)[:, None]
+    rows = concat_rows([single, merge_rows([groups, places])])
+    factors = units.split(rows, [3, 80])
+    found = units.resolve(rows).max(axis=1)
+    assert not units.resolve(factors[0]).any()
+    for i in range(8):
+        assert len(set(found[i::8].tolist())) == 1
+    assert len(set(found.tolist())) == 8
+
+
+def test_what_becomes_one_unit_of_the_whole_axis_is_frozen() -> None:
+    """3 x 20 shuffled against 3 x 20: nothing smaller than all fits both, so nothing may die."""
+    units = Units()
+    rows = merge_rows([units.fresh(3)[:, None], units.fresh(20)[:, None]])
+    shuffled = rows[np.arange(60).reshape(3, 20).T.reshape(-1)]
+    units.split(shuffled, [3, 20])
+    assert not units.resolve(rows).any()

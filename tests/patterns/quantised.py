@@ -199,3 +199,14 @@ def integer_lookup_and_casts() -> ModelProto:
     x = g.Relu(g.Conv(x, g.w("a", 10, 12, 1, 1)))
     g.head(x, 10)
     return g.model()
+
+
+@pattern(inexact_cut="f.w:0 a:1 a:0", tolerance=STEP)
+def dynamic_quantisation_of_what_is_not_zero() -> ModelProto:
+    """The range of a sigmoid's values: without the removed channels, whose halves would count in it."""
+    g = Net()
+    x = g.Sigmoid(g.conv(g.x("N", 3, 6, 6), "f", 12, 3))
+    q, scale, point = g.DynamicQuantizeLinear(x, n=3)
+    y = g.Cast(g.ConvInteger(q, g.q("a", 10, 12, 3, 3), point, pads=[1] * 4), to=F32)
+    g.head(g.Relu(g.Mul(y, g.Mul(scale, g.f(0.01)))), 10)
+    return g.model()
