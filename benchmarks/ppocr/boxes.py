@@ -21,7 +21,7 @@ def db_boxes(
 ) -> Boxes:
     """Boxes of text in a probability map, with the settings of rapidocr's config.
 
-    Connected regions (8 neighbours) above ``threshold``, dilated by one pixel; those whose mean probability inside the
+    Connected regions (8 neighbours) above ``threshold``, dilated by a pixel to the right and below; those whose mean probability inside the
     box is below ``box_threshold`` or whose shorter side is below ``smallest`` are dropped. A detector trained with
     differentiable binarisation marks a shrunk text region: each box grows by area * ``unclip`` / perimeter on every side.
 
@@ -31,7 +31,7 @@ def db_boxes(
         float[height, width], 0..1.
     """
     height, width = probability.shape
-    mask = ndimage.binary_dilation(probability > threshold, np.ones((2, 2)))
+    mask = ndimage.binary_dilation(probability > threshold, np.ones((2, 2)), origin=-1)
     regions, _ = ndimage.label(mask, np.ones((3, 3)))
     found = []
     for rows, columns in ndimage.find_objects(regions):
