@@ -48,8 +48,9 @@ class Cell:
     @property
     def path(self) -> Path:
         """Where its figures are kept."""
-        words = [str(value) for value in asdict(self).values() if value not in ("", False)]
-        return CELLS / (re.sub(r"[^\w.=-]+", "_", "-".join(words)) + ".json")
+        words = [self.model, f"{self.budget:g}", self.criterion, self.allocation, self.recovery, f"n{self.samples}",
+                 f"s{self.seed}", "quick" if self.quick else ""]  # fmt: skip
+        return CELLS / (re.sub(r"[^\w.=-]+", "_", "-".join(filter(None, words))) + ".json")
 
     def load(self) -> dict[str, Any] | None:
         """Its figures, None where they are not there or of a run that failed."""
