@@ -11,6 +11,7 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper, parser
 
+import graphprune
 from graphprune.backends.onnx import to_bytes, to_proto
 from graphprune.errors import ModelError
 from graphprune.frontends.mapped import MappedTensor
@@ -285,3 +286,18 @@ def test_packed_floats_stay_in_the_file(tmp_path: Path) -> None:
     tensor = loaded.graph.initializers["w2"].const_value
     assert isinstance(tensor, MappedTensor)
     assert np.array_equal(tensor.numpy(), array)
+
+
+def test_a_question_mark_names_no_axis() -> None:
+    """Paddle writes ``?`` for every size it does not know: such axes need not be of one size."""
+    graph = parser.parse_graph("g (float[n, 3, h, w] x) => (float[n, 3, h, w] y) { y = Relu(x) }")
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)])
+    for value in (model.graph.input[0], model.graph.output[0]):
+        for axis in (2, 3):
+            value.type.tensor_type.shape.dim[axis].dim_param = "?"
+    shape = load(model).model.graph.inputs[0].shape
+    assert shape is not None
+    sizes = [None if isinstance(d, int) else d.value for d in shape]
+    assert sizes == ["n", None, None, None]
+    state = graphprune.inspect(model, shapes={"x": (1, 3, 48, 192)})
+    assert state.facts is not None and state.facts.shape(state.model.graph.outputs[0]) == (1, 3, 48, 192)

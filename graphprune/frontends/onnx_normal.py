@@ -39,7 +39,7 @@ def normalize_proto(model: onnx.ModelProto, store: Store) -> None:
                 body.initializer.append(dense)
             body.ClearField("sparse_initializer")
             for value in (*body.input, *body.output, *body.value_info):
-                _clear_negative_sizes(value.type)
+                _clear_any_sizes(value.type)
         for node in body.node:
             for attribute in node.attribute:
                 if attribute.type == onnx.AttributeProto.SPARSE_TENSOR and node.op_type == "Constant":
@@ -156,14 +156,19 @@ def _afford(budget: int) -> None:
         raise ModelError(f"the sparse tensors of the model would take over {DENSE_LIMIT:,} bytes as dense ones")
 
 
-def _clear_negative_sizes(type_proto: onnx.TypeProto) -> None:
-    """A size of -1 is how some exporters write "any": make it a size that is not stated."""
+def _clear_any_sizes(type_proto: onnx.TypeProto) -> None:
+    """A size of -1, or the name ``?``, is how some exporters write "any": make it a size that is not stated.
+
+    Axes of one name have one size; ``?`` (Paddle's) stands for several sizes at once, so it is no name.
+    """
     kind = type_proto.WhichOneof("value")
     if kind not in ("tensor_type", "sparse_tensor_type"):
         return
     for dim in getattr(type_proto, kind).shape.dim:
         if dim.WhichOneof("value") == "dim_value" and dim.dim_value < 0:
             dim.ClearField("dim_value")
+        elif dim.WhichOneof("value") == "dim_param" and not any(c.isalnum() or c == "_" for c in dim.dim_param):
+            dim.ClearField("dim_param")
 
 
 def normalize(model: ir.Model) -> None:
