@@ -255,8 +255,8 @@ def judge(state: State, dead: Mask, fitting: Sequence[Feed], judging: Sequence[F
 
 
 def allocate(
-    state: State, groups: Sequence[int], orders: dict[int, NDArray[np.int64]], limits: dict[int, int],
-    mask: Callable[[dict[int, int]], Mask], price: Callable[[Mask], float], target: float, others: Sequence[Mask],
+    state: State, orders: dict[int, NDArray[np.int64]], limits: dict[int, int],
+    mask: Callable[[dict[int, int]], Mask], price: Callable[[dict[int, int]], float], target: float, others: Sequence[Mask],
 ) -> Mask:  # fmt: skip
     """The units to remove under a budget: dynamic programming, the best of a few candidates.
 
@@ -264,6 +264,8 @@ def allocate(
     ----------
     mask
         Removed units a group -> which units are dead, constraints kept.
+    price
+        Removed units a group -> cost.
     others
         Further candidates: what other ways of allocating give.
     """
@@ -281,7 +283,7 @@ def allocate(
     found: list[tuple[str, Mask]] = [("given", one) for one in others]
     for name, curves in (("local", local), ("measured", measured)):
         def cost(chosen: Sequence[int], curves: Sequence[Curve] = curves) -> float:
-            return price(mask({c.group: r for c, r in zip(curves, chosen, strict=True)}))
+            return price({c.group: r for c, r in zip(curves, chosen, strict=True)})
 
         chosen = program(curves, cost, target)
         found.append((name, mask({c.group: r for c, r in zip(curves, chosen, strict=True)})))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -102,6 +103,69 @@ class CostModel:
         macs = sum(factor * float(np.prod(sizes[slots])) for factor, slots in self._macs)
         elements = [(float(np.prod(sizes[slots])) if slots else size, each) for size, each, slots in self._tensors]
         return Costs(round(macs), round(sum(n for n, _ in elements)), round(sum(n * each for n, each in elements)))
+
+
+class Profile:
+    """The same prices as a function of how many units each group loses, in a given order: a table look-up.
+
+    Exact where an axis belongs to one family of units; where two share it (heads and lanes), the kept shares
+    are multiplied.
+
+    Parameters
+    ----------
+    costs
+        The model's costs.
+    orders
+        Group number -> its units in the order in which they go.
+    """
+
+    def __init__(self, costs: CostModel, orders: Mapping[int, NDArray[np.int64]]) -> None:
+        self._sizes = np.append(np.asarray(costs._sizes, np.float64), 1.0)
+        self._tables: dict[int, tuple[NDArray[np.int64], NDArray[np.float64]]] = {}
+        coupling = costs._coupling
+        when = np.full(coupling.n_units + 1, -1)
+        owner = np.full(coupling.n_units + 1, -1)
+        for number, units in orders.items():
+            when[units], owner[units] = np.arange(len(units)), number
+        found: dict[int, list[tuple[int, NDArray[np.float64]]]] = {number: [] for number in orders}
+        for slot, value, axis in costs._variable:
+            rows = coupling.rows(value, axis)
+            owners = owner[rows]
+            for number in np.unique(owners[owners >= 0]).tolist():
+                mine = np.where(owners == number, when[rows], len(when))
+                first = mine.min(axis=1)
+                gone = np.bincount(first[first < len(when)], minlength=len(orders[number]))
+                found[number].append((slot, np.concatenate([[0], np.cumsum(gone)]) / len(rows)))
+        for number, entries in found.items():
+            if entries:
+                slots, shares = zip(*entries, strict=True)
+                self._tables[number] = np.asarray(slots), np.stack(shares)
+        self._shared = np.zeros(len(self._sizes), np.bool_)
+        for slot, value, axis in costs._variable:
+            self._shared[slot] = coupling.rows(value, axis).shape[1] > 1
+        self._macs = self._terms([(factor, slots) for factor, slots in costs._macs])
+        params = [(1.0 if slots else float(size), slots) for size, _, slots in costs._tensors]
+        each = [per for _, per, _ in costs._tensors]
+        self._params = self._terms(params)
+        self._bytes = self._terms([(n * per, slots) for (n, slots), per in zip(params, each, strict=True)])
+
+    def _terms(self, terms: Sequence[tuple[float, list[int]]]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        width = max((len(slots) for _, slots in terms), default=1)
+        one = len(self._sizes) - 1
+        index = np.asarray([[*slots, *[one] * (width - len(slots))] for _, slots in terms], np.int64).reshape(-1, width)
+        return np.asarray([factor for factor, _ in terms]), index
+
+    def price(self, measure: str, removed: Mapping[int, int]) -> float:
+        """Cost by a measure (``macs``, ``params``, ``bytes``) with that many units of each group gone."""
+        kept = np.ones(len(self._sizes))
+        for number, count in removed.items():
+            if count and number in self._tables:
+                slots, shares = self._tables[number]
+                gone = shares[:, count]
+                kept[slots] = np.where(self._shared[slots], kept[slots] * (1 - gone), kept[slots] - gone)
+        sizes = self._sizes * kept
+        factors, index = {"macs": self._macs, "params": self._params, "bytes": self._bytes}[measure]
+        return float(factors @ sizes[index].prod(axis=1))
 
 
 def _dynamic_batch(model: ir.Model, facts: Facts) -> int:

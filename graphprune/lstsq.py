@@ -19,6 +19,17 @@ Array = NDArray[Any]
 _BLOCK = 8192
 
 
+def one_thread() -> Any:
+    """A context in which numpy and scipy compute on one thread.
+
+    Most matrices here are small, and ONNX Runtime's threads wait actively between runs: two pools of threads on
+    the same cores were measured to be several times slower than one.
+    """
+    from threadpoolctl import threadpool_limits
+
+    return threadpool_limits(limits=1, user_api="blas")
+
+
 class Rows:
     """Rows of one or several linear problems, summed up as they come or held where they are few.
 

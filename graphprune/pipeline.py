@@ -24,7 +24,7 @@ from graphprune.passes.base import Pass, State
 from graphprune.passes.couple import Couple
 from graphprune.passes.rewrite import Rewrite
 from graphprune.passes.verify import Verify, compare, run_all, tolerance_of
-from graphprune.plan import Plan, plan_path
+from graphprune.plan import DERIVED, Plan, plan_path
 from graphprune.plugins import discover
 from graphprune.spec import instantiate, parse_pass_spec
 
@@ -251,7 +251,8 @@ def dead_from_plan(state: State, plan: Plan) -> np.ndarray[Any, Any]:
         The plan removes indices that this model does not let go, or names tensors it does not have.
     """
     coupling = state.need_coupling()
-    by_name = {plan_name(value): value for value in coupling.constants}
+    # What was folded from constants is no tensor of the file and stands in no plan.
+    by_name = {plan_name(value): value for value in coupling.constants if DERIVED not in value.meta}
     dead = np.ones(coupling.n_units, np.bool_)
     for name in plan.tensors:
         if name not in by_name:

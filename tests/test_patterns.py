@@ -79,6 +79,8 @@ def test_pattern(pattern: Pattern, mode: str, tmp_path: Path) -> None:
     if report.cut_axes and not inexact:
         assert report.effect > 0, "masking changed no output: the comparison proves nothing"
 
+    if mode == "half":
+        assert gp.verify(source, cut)["passed"]
     kept = oracle.widths(plan)
     shapes = {name: entry["shape"] for name, entry in plan["tensors"].items()}
     if mode in ("half", "exact"):

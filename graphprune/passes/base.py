@@ -116,10 +116,11 @@ class State:
         """Second moments of what every layer reads, gathered once for all passes that ask."""
         if self._statistics is None:
             from graphprune.elimination import Statistics
+            from graphprune.lstsq import one_thread
             from graphprune.moments import consumers_of, gather
 
             consumers = consumers_of(self, self.model, self.need_coupling())
-            with self.timed("statistics"):
+            with self.timed("statistics"), one_thread():
                 gather(self, consumers)
             self._statistics = Statistics(consumers)
         return self._statistics

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from graphprune.elimination import eliminate
+from graphprune.lstsq import one_thread
 from graphprune.passes.base import Score, Scores, State
 from graphprune.weights import weight_norms
 
@@ -31,6 +32,11 @@ class Obs(Score):
     normalized: ClassVar[bool] = True
 
     def score(self, state: State) -> Scores:
+        with one_thread():
+            return self._score(state)
+
+    @staticmethod
+    def _score(state: State) -> Scores:
         coupling = state.need_coupling()
         statistics = state.statistics
         scores = np.full(coupling.n_units, -1.0)

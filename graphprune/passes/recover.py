@@ -12,6 +12,7 @@ from graphprune.errors import GraphPruneError, UsageError
 from graphprune.feeding import feed_size
 from graphprune.fidelity import compare_outputs
 from graphprune.inputs import Feed
+from graphprune.lstsq import one_thread
 from graphprune.passes.base import Kind, Pass, State
 from graphprune.passes.verify import run_all
 from graphprune.recovery import Recovery, fitting_feeds
@@ -71,7 +72,8 @@ class Recover(Pass):
             spread=self.spread, patches=self.patches, holdout=self.holdout, memory=int(self.memory * (1 << 30)),
             seed=state.options.seed, progress=state.progress,
         )  # fmt: skip
-        record = recovery.run()
+        with one_thread():
+            record = recovery.run()
         RemoveUnusedNodesPass()(state.cut)
         after = compare_outputs(source, run_all(state.cut, held))
         used = after["divergence"] < before["divergence"]

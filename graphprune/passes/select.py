@@ -10,7 +10,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from graphprune.costs import CostModel
+from graphprune.costs import CostModel, Profile
 from graphprune.coupling import Coupling, Group
 from graphprune.errors import UsageError
 from graphprune.frontends.onnx import plan_name
@@ -83,18 +83,25 @@ class Select(Pass):
     def _dp(state: State, chooser: Chooser, costs: CostModel, measure: str, target: float, other: Mask) -> Mask:
         """Dynamic programming over levels of every group."""
         from graphprune.allocation import allocate
+        from graphprune.lstsq import one_thread
 
         orders = {group.id: chooser.sorted(group) for group in chooser.groups}
         limits = {number: int(chooser.limit[number]) for number in orders}
 
-        def mask(removed: dict[int, int]) -> Mask:
-            counts = np.zeros(len(chooser.sizes), np.int64)
-            for number, n in removed.items():
-                counts[number] = n
-            return chooser.mask(counts)
+        profile = Profile(costs, orders)
 
-        return allocate(state, list(orders), orders, limits, mask,
-                        lambda dead: float(costs.price(dead).measure(measure)), target, [other])  # fmt: skip
+        def counts(removed: dict[int, int]) -> NDArray[np.int64]:
+            out = np.zeros(len(chooser.sizes), np.int64)
+            for number, n in removed.items():
+                out[number] = n
+            return out
+
+        def price(removed: dict[int, int]) -> float:
+            aligned = chooser.aligned(counts(removed))
+            return profile.price(measure, {number: int(aligned[number]) for number in removed})
+
+        with one_thread():
+            return allocate(state, orders, limits, lambda removed: chooser.mask(counts(removed)), price, target, [other])
 
     @staticmethod
     def _said(
@@ -142,6 +149,9 @@ class Chooser:
             self._next_coarsest()
         for pattern in options.keep:
             self._keep(pattern)
+        #: Tables of axes that several families share: cutting both could take everything.
+        tables = (coupling.rows(value, axis) for value, axis in coupling.places())
+        self._crossed = [rows for rows in tables if rows.shape[1] > 1]
         n = coupling.n_units
         self.rank = np.full(n, -1)
         self.sizes = np.zeros(len(coupling.groups), np.int64)
@@ -197,8 +207,8 @@ class Chooser:
         """A group's units in the order in which they go."""
         return group.units[np.argsort(self.scores[group.units], kind="stable")]
 
-    def mask(self, removed: NDArray[np.int64]) -> Mask:
-        """Dead units, given how many each group loses (lowest scores first), aligned and repaired."""
+    def aligned(self, removed: NDArray[np.int64]) -> NDArray[np.int64]:
+        """How many units each group loses, within its limit and with a kept width that is aligned."""
         removed = np.minimum(removed, self.limit)
         if self.align > 1:
             kept = self.sizes - removed
@@ -206,16 +216,19 @@ class Chooser:
             down = kept // self.align * self.align
             near = np.where((up - kept <= kept - down) | (down == 0), up, down)
             removed = np.maximum(self.sizes - near, 0)
-        groups = self.coupling.group_of
-        dead = (self.rank >= 0) & (self.rank < removed[groups])
+        return removed
+
+    def mask(self, removed: NDArray[np.int64]) -> Mask:
+        """Dead units, given how many each group loses (lowest scores first), aligned and repaired."""
+        removed = self.aligned(removed)
+        dead = (self.rank >= 0) & (self.rank < removed[self.coupling.group_of])
         return self._repair(dead)
 
     def _repair(self, dead: Mask) -> Mask:
         """No axis may lose all its indices, also where families share it in an irregular way."""
         gone = np.append(dead, False)
-        for value, axis in self.coupling.places():
-            rows = self.coupling.rows(value, axis)
-            if rows.shape[1] > 1 and gone[rows].any(axis=1).all():
+        for rows in self._crossed:
+            if gone[rows].any(axis=1).all():
                 alive = np.where(rows >= 0, np.append(self.scores, 0.0)[rows], 0.0).sum(axis=1)
                 best = rows[int(alive.argmax())]
                 gone[best[best >= 0]] = False
