@@ -1,0 +1,1 @@
+"""Accuracy after a cut, with and without recovery, on small networks that are trained here."""
