@@ -99,7 +99,7 @@ def test_random_is_averaged_over_seeds_and_refusals_are_left_out() -> None:
 def test_table_names_a_missed_budget() -> None:
     results = {"resnet20/bn": {"accuracy": 0.9}}
     results[run.Cell("resnet20", "bn", 0.5, "l1", "none", "global").key] = {"accuracy": 0.88, "macs": 0.504}
-    peers = {"resnet20/group/0.5": {"macs": 0.58, "none": 0.5, "bn": 0.85}}
+    peers = {"resnet20/uniform/0.5": {"macs": 0.58, "none": 0.5, "bn": 0.85}}
     text = report.by_recovery(results, peers, "l1", "global", "bn")
     assert "| resnet20 | 0.5 | 2.0 | - | - | - | 40.0 (at 0.58) | 5.0 (at 0.58) | - | - |" in text
     assert "0.65" not in text

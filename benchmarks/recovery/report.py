@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.recovery.files import CACHE, FORMS, read
-from benchmarks.recovery.run import BUDGETS, CRITERIA, NETS, RECOVERIES, RESULTS, SEEDS, Cell
+from benchmarks.recovery.run import ALLOCATIONS, BUDGETS, CRITERIA, NETS, RECOVERIES, RESULTS, SEEDS, Cell
 
 #: How each recovery is drawn and named.
 LABELS = {"none": "no recovery", "bias": "bias only", "bn": "batch norm only", "ls": "least squares"}
@@ -30,10 +30,10 @@ class Point:
     lost: float
 
 
-def ours(results: dict[str, Any], net: str, form: str, budget: float, criterion: str, recovery: str, scope: str) -> Point | None:
+def ours(results: dict[str, Any], net: str, form: str, budget: float, criterion: str, recovery: str, allocate: str) -> Point | None:
     """graphprune's cell, the mean over the seeds that were measured; None where nothing was, or it refused."""
     base = results.get(f"{net}/{form}")
-    cells = [Cell(net, form, budget, criterion, recovery, scope, seed) for seed in SEEDS]
+    cells = [Cell(net, form, budget, criterion, recovery, allocate, seed) for seed in SEEDS]
     found = [results[cell.key] for cell in cells if "accuracy" in results.get(cell.key, {})]
     if base is None or not found:
         return None
@@ -41,9 +41,9 @@ def ours(results: dict[str, Any], net: str, form: str, budget: float, criterion:
     return Point(statistics.mean(one["macs"] for one in found), statistics.mean(lost))
 
 
-def peer(results: dict[str, Any], base: float | None, net: str, budget: float, recovery: str, scope: str) -> Point | None:
+def peer(results: dict[str, Any], base: float | None, net: str, budget: float, recovery: str, kind: str) -> Point | None:
     """Torch-Pruning's cell: ``recovery`` is ``none`` or ``bn``, ``base`` the source's accuracy in [0, 1]."""
-    found = results.get(f"{net}/{scope}/{budget:g}")
+    found = results.get(f"{net}/{kind}/{budget:g}")
     if found is None or base is None:
         return None
     return Point(found["macs"], 100 * (base - found[recovery]))
@@ -76,28 +76,28 @@ def networks(training: dict[str, Any], exports: dict[str, Any]) -> str:
     return table(["network", "epochs", "torch, %", "bn file, %", "folded file, %", "batch norms kept"], rows)
 
 
-def by_recovery(results: dict[str, Any], peers: dict[str, Any], criterion: str, scope: str, form: str) -> str:
+def by_recovery(results: dict[str, Any], peers: dict[str, Any], criterion: str, allocate: str, form: str) -> str:
     """Points lost by one criterion with each recovery, Torch-Pruning beside it."""
     recoveries = list(RECOVERIES)
     rows = []
     for net in NETS:
         for budget in BUDGETS:
-            points = [ours(results, net, form, budget, criterion, recovery, scope) for recovery in recoveries]
+            points = [ours(results, net, form, budget, criterion, recovery, allocate) for recovery in recoveries]
             base = results.get(f"{net}/bn", {}).get("accuracy")
-            theirs = [peer(peers, base, net, budget, r, s) for s in ("group", "global") for r in ("none", "bn")]
+            theirs = [peer(peers, base, net, budget, r, s) for s in ("uniform", "global") for r in ("none", "bn")]
             if any(points) or any(theirs):
                 rows.append([net, f"{budget:g}", *(_cell(point, budget) for point in [*points, *theirs])])
     header = ["network", "MACs", *(LABELS[r] for r in recoveries)]
     return table([*header, "TP uniform", "TP uniform + BN", "TP global", "TP global + BN"], rows)
 
 
-def by_criterion(results: dict[str, Any], budget: float, scope: str, form: str) -> str:
+def by_criterion(results: dict[str, Any], budget: float, allocate: str, form: str) -> str:
     """Points lost at one budget, a row a network and criterion, a column a recovery."""
     names = sorted({key.split("/")[3] for key in results if key.count("/") >= 5}, key=_order)
     rows = []
     for net in NETS:
         for criterion in names:
-            points = [ours(results, net, form, budget, criterion, recovery, scope) for recovery in RECOVERIES]
+            points = [ours(results, net, form, budget, criterion, recovery, allocate) for recovery in RECOVERIES]
             if any(points):
                 rows.append([net, criterion, *(_cell(point, budget) for point in points)])
     return table(["network", "criterion", *(LABELS[r] for r in RECOVERIES)], rows)
@@ -107,7 +107,7 @@ def _order(criterion: str) -> tuple[int, str]:
     return (CRITERIA.index(criterion) if criterion in CRITERIA else len(CRITERIA), criterion)
 
 
-def plot(results: dict[str, Any], peers: dict[str, Any], criterion: str, scope: str, path: Path) -> None:
+def plot(results: dict[str, Any], peers: dict[str, Any], criterion: str, allocate: str, path: Path) -> None:
     """A panel a network: solid lines for files with batch norm, dashed ones for folded files, black for the peer."""
     import matplotlib
 
@@ -119,20 +119,19 @@ def plot(results: dict[str, Any], peers: dict[str, Any], criterion: str, scope: 
     for axis, net in zip(axes[0], nets, strict=True):
         for form, style in zip(FORMS, ("-", "--"), strict=True):
             for recovery, label in LABELS.items():
-                points = [ours(results, net, form, b, criterion, recovery, scope) for b in BUDGETS]
+                points = [ours(results, net, form, b, criterion, recovery, allocate) for b in BUDGETS]
                 _draw(axis, points, f"{label}, {form}", color=COLOURS[recovery], linestyle=style, marker="o")
         base = results.get(f"{net}/bn", {}).get("accuracy")
-        for kind, style in (("group", "-"), ("global", ":")):
+        for kind, style in (("uniform", "-"), ("global", ":")):
             points = [peer(peers, base, net, b, "bn", kind) for b in BUDGETS]
-            name = "uniform" if kind == "group" else "global"
-            _draw(axis, points, f"Torch-Pruning {name} + BN", color="black", linestyle=style, marker="x")
+            _draw(axis, points, f"Torch-Pruning {kind} + BN", color="black", linestyle=style, marker="x")
         axis.set_title(net)
         axis.set_xlabel("MACs kept")
         axis.set_yscale("symlog", linthresh=1)
         axis.set_ylim(bottom=-1)
         axis.set_yticks([0, 1, 3, 10, 30, 80], ["0", "1", "3", "10", "30", "80"])
         axis.grid(alpha=0.3)
-    axes[0][0].set_ylabel(f"accuracy lost, points ({criterion}, {scope})")
+    axes[0][0].set_ylabel(f"accuracy lost, points ({criterion}, {allocate})")
     handles = {label: h for axis in axes[0] for h, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles.keys(), loc="lower center", ncols=5, fontsize=8, frameon=False)
     figure.tight_layout(rect=(0, 0.14, 1, 1))
@@ -151,18 +150,18 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--criterion", default="l1")
-    parser.add_argument("--scope", default="global", choices=("global", "group"))
+    parser.add_argument("--allocate", default="dp", choices=ALLOCATIONS)
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
     results, peers = read(RESULTS), read(CACHE / "torch_pruning.json")
     print("Networks\n\n" + networks(read(CACHE / "training.json"), read(CACHE / "exports.json")))
     for form in FORMS:
-        print(f"\nPoints lost, {options.criterion}, scope {options.scope}, {form} files\n")
-        print(by_recovery(results, peers, options.criterion, options.scope, form))
-        print(f"\nPoints lost at half of the MACs, scope {options.scope}, {form} files\n")
-        print(by_criterion(results, 0.5, options.scope, form))
+        print(f"\nPoints lost, {options.criterion}, allocation {options.allocate}, {form} files\n")
+        print(by_recovery(results, peers, options.criterion, options.allocate, form))
+        print(f"\nPoints lost at half of the MACs, allocation {options.allocate}, {form} files\n")
+        print(by_criterion(results, 0.5, options.allocate, form))
     if options.plot is not None:
-        plot(results, peers, options.criterion, options.scope, options.plot)
+        plot(results, peers, options.criterion, options.allocate, options.plot)
 
 
 if __name__ == "__main__":

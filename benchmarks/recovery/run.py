@@ -1,4 +1,4 @@
-"""Accuracy of graphprune's cuts: network x batch norm x budget x criterion x recovery.
+"""Accuracy of graphprune's cuts: network x batch norm x budget x allocation x criterion x recovery.
 
     python -m benchmarks.recovery.run                          # every cell that is not there yet
     python -m benchmarks.recovery.run --nets resnet20 --recoveries none bn
@@ -26,7 +26,9 @@ from benchmarks.recovery.files import CACHE, CALIBRATION, FORMS, accuracy, note,
 
 BUDGETS = (0.65, 0.5, 0.35)
 NETS = ("resnet20", "resnet56", "densenet22", "vgg16_slim", "mobilenetv2")
-CRITERIA = ("l1", "l2", "bn-scale", "entropy", "random")
+CRITERIA = ("l1", "l2", "bn-scale", "entropy", "obs", "random")
+#: How the budget is shared among layers.
+ALLOCATIONS = ("dp", "global", "uniform", "isomorphic")
 #: The pass that each recovery adds behind the criterion.
 RECOVERIES = {"none": "", "bias": "recover{mode=bias}", "bn": "recover{mode=bn}", "ls": "recover{mode=ls}"}
 SEEDS = (0, 1, 2)
@@ -47,8 +49,8 @@ class Cell:
         A scoring pass, with its options if any.
     recovery
         A key of :data:`RECOVERIES`.
-    scope
-        ``global`` or ``group``.
+    allocate
+        One of :data:`ALLOCATIONS`.
     seed
         For criteria that draw; 0 for the others.
     """
@@ -58,12 +60,12 @@ class Cell:
     budget: float
     criterion: str
     recovery: str
-    scope: str
+    allocate: str
     seed: int = 0
 
     @property
     def key(self) -> str:
-        parts = [self.net, self.form, f"{self.budget:g}", self.criterion, self.recovery, self.scope]
+        parts = [self.net, self.form, f"{self.budget:g}", self.criterion, self.recovery, self.allocate]
         return "/".join(parts + ([f"seed{self.seed}"] if self.seed else []))
 
     @property
@@ -78,9 +80,9 @@ def cells(options: argparse.Namespace) -> Iterator[Cell]:
             for budget in options.budgets:
                 for criterion in options.criteria:
                     for recovery in options.recoveries:
-                        for scope in options.scopes:
+                        for allocate in options.allocate:
                             for seed in SEEDS if criterion.startswith("random") else (0,):
-                                yield Cell(net, form, budget, criterion, recovery, scope, seed)
+                                yield Cell(net, form, budget, criterion, recovery, allocate, seed)
 
 
 def measure(cell: Cell, test: dict[str, Any], threads: int) -> dict[str, Any]:
@@ -89,7 +91,7 @@ def measure(cell: Cell, test: dict[str, Any], threads: int) -> dict[str, Any]:
     started = time.perf_counter()
     try:
         result = gp.prune(
-            cell.path, passes, budget=f"macs={cell.budget:g}", scope=cell.scope, seed=cell.seed,
+            cell.path, passes, budget=f"macs={cell.budget:g}", allocate=cell.allocate, seed=cell.seed,
             data=CACHE / f"train_{CALIBRATION}.npz", samples=CALIBRATION,
         )  # fmt: skip
     except gp.GraphPruneError as error:
@@ -111,7 +113,7 @@ def main() -> None:
     parser.add_argument("--budgets", nargs="+", type=float, default=BUDGETS)
     parser.add_argument("--criteria", nargs="+", default=CRITERIA, help="scoring passes, with their options if any")
     parser.add_argument("--recoveries", nargs="+", default=("none", "bn", "ls"), choices=list(RECOVERIES))
-    parser.add_argument("--scopes", nargs="+", default=("global",), choices=("global", "group"))
+    parser.add_argument("--allocate", nargs="+", default=("dp", "uniform"), choices=ALLOCATIONS)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--force", action="store_true", help="measure cells anew that are there")
     parser.add_argument("--list", action="store_true", help="only say what would be run")

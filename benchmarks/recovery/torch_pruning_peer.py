@@ -147,7 +147,7 @@ def main() -> None:
     for name in options.net:
         for budget in BUDGETS:
             for whole in (False, True):
-                key = f"{name}/{'global' if whole else 'group'}/{budget:g}"
+                key = f"{name}/{'global' if whole else 'uniform'}/{budget:g}"
                 if key in read(path):
                     continue
                 found = measure(name, budget, whole, data, images)
