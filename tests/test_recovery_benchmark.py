@@ -156,3 +156,33 @@ def test_search_never_goes_below_the_budget_by_more_than_a_hundredth() -> None:
 
     stairs = search(lambda ratio: round((1 - ratio) * 16), lambda width: width * width, 128)  # type: ignore[arg-type,return-value]
     assert stairs == 12  # 11 * 11 = 121 is below 0.99 * 128
+
+
+def test_training_that_was_stopped_ends_where_it_would_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    from benchmarks.recovery import train
+
+    rng = np.random.default_rng(0)
+    split = data.Split(rng.integers(0, 256, (16, 1, 14, 14), np.uint8), np.arange(16) % 2)
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    whole.mkdir()
+    stopped.mkdir()
+    train.train("resnet20", (split, split), 2, whole, batch=2, low_size=12)
+    shuffle, calls = torch.randperm, []
+
+    def stop_in_second_epoch(*args: object, **kwargs: object) -> object:
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return shuffle(*args, **kwargs)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(torch, "randperm", stop_in_second_epoch)
+        train.train("resnet20", (split, split), 2, stopped, batch=2, low_size=12)
+    train.train("resnet20", (split, split), 2, stopped, batch=2, low_size=12)
+    states = [torch.load(folder / "resnet20.pt", weights_only=True) for folder in (whole, stopped)]
+    for name, value in states[0].items():
+        torch.testing.assert_close(states[1][name], value, rtol=0, atol=0)
+    train.train("resnet20", (split, split), 1, stopped, more=True, batch=2)
+    assert files.read(stopped / "training.json")["resnet20"]["cycles"] == [2, 1]
+    assert sorted(p.name for p in stopped.iterdir()) == ["resnet20.pt", "training.json"]

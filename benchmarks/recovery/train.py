@@ -2,7 +2,8 @@
 
 One core trains all five within about an hour: SGD with Nesterov momentum, one-cycle learning rate, flips and shifts, and
 the first 70 % of the steps on images shrunk to 16x16 (progressive resizing: 40 % of the work). A checkpoint is written
-after each epoch and picked up again when the same command is run anew.
+after each epoch and picked up again when the same command is run anew. A trained network can be given a further cycle,
+all on images of full size, from half of the highest rate: ``--more EPOCHS``.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.recovery.data import Split, load, normalise
-from benchmarks.recovery.files import CACHE, note
+from benchmarks.recovery.files import CACHE, note, read
 from benchmarks.recovery.nets import NETS, build
 
 #: Share of the steps on small images.
@@ -58,13 +59,28 @@ def accuracy(net: nn.Module, split: Split, batch: int = 500) -> float:
     return right / len(split)
 
 
-def train(name: str, data: tuple[Split, Split], epochs: int, folder: Path, batch: int = 64, low_size: int = 16) -> float:
-    """Train one network, resuming from its checkpoint in ``folder``; the accuracy on the test split."""
+def train(
+    name: str, data: tuple[Split, Split], epochs: int, folder: Path, *, more: bool = False, batch: int = 64, low_size: int = 16
+) -> float:
+    """Train one network, resuming from its checkpoint in ``folder``; the accuracy on the test split.
+
+    Parameters
+    ----------
+    epochs
+        Length of the one-cycle schedule.
+    more
+        Start from the trained network in ``folder`` instead of from random weights.
+    low_size
+        Height and width, in pixels, of the images in the first :data:`LOW_SHARE` of the steps.
+    """
     train_split, test_split = data
     _, peak, decay = RECIPES[name]
     torch.manual_seed(0)
-    channels = train_split.images.shape[1]
-    net = build(name, channels, int(train_split.labels.max()) + 1).to(memory_format=torch.channels_last)
+    if more:
+        net, peak, low_share = restore(name, folder), peak / 2, 0.0
+    else:
+        net, low_share = build(name, train_split.images.shape[1], int(train_split.labels.max()) + 1), LOW_SHARE
+    net = net.to(memory_format=torch.channels_last)
     plain = [p for p in net.parameters() if p.ndim == 1]
     weights = [p for p in net.parameters() if p.ndim > 1]
     groups = [{"params": weights, "weight_decay": decay}, {"params": plain, "weight_decay": 0.0}]
@@ -73,7 +89,10 @@ def train(name: str, data: tuple[Split, Split], epochs: int, folder: Path, batch
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, peak, total_steps=epochs * steps, pct_start=0.25, cycle_momentum=False, div_factor=10
     )
-    checkpoint = folder / f"{name}.checkpoint.pt"
+    notes = folder / "training.json"
+    before = read(notes).get(name, {}) if more else {}
+    done = before.get("epochs", 0)
+    checkpoint = folder / f"{name}{'.more' if more else ''}.checkpoint.pt"
     first, seconds = 0, 0.0
     if checkpoint.is_file():
         state = torch.load(checkpoint, weights_only=True)
@@ -83,17 +102,19 @@ def train(name: str, data: tuple[Split, Split], epochs: int, folder: Path, batch
             schedule.load_state_dict(state["schedule"])
             first, seconds = state["epoch"], state["seconds"]
             print(f"{name}: going on after epoch {first}", flush=True)
+        else:
+            print(f"{name}: the checkpoint is of a run of {state['epochs']} epochs; starting anew", flush=True)
     labels = torch.from_numpy(train_split.labels)
     for epoch in range(first, epochs):
         started = time.monotonic()
-        generator = torch.Generator().manual_seed(epoch)
+        generator = torch.Generator().manual_seed(done + epoch)
         order = torch.randperm(len(train_split), generator=generator)
         net.train()
         total = 0.0
         for step in range(steps):
             chosen = order[step * batch : (step + 1) * batch]
             x = augment(torch.from_numpy(normalise(train_split.images[chosen.numpy()])), generator)
-            if epoch * steps + step < LOW_SHARE * epochs * steps:
+            if epoch * steps + step < low_share * epochs * steps:
                 x = F.interpolate(x, size=(low_size, low_size), mode="area")
             x = x.contiguous(memory_format=torch.channels_last)
             loss = F.cross_entropy(net(x), labels[chosen])
@@ -114,8 +135,13 @@ def train(name: str, data: tuple[Split, Split], epochs: int, folder: Path, batch
         print(f"{name}: epoch {epoch + 1}/{epochs} loss {total / steps:.3f} {seconds:.0f} s", flush=True)
     reached = accuracy(net, test_split)
     torch.save(net.state_dict(), folder / f"{name}.pt")
-    note(folder / "training.json", name, {"accuracy": reached, "epochs": epochs, "seconds": round(seconds)})
-    print(f"{name}: {100 * reached:.2f} % of {len(test_split)} test images after {epochs} epochs", flush=True)
+    entry = {
+        "accuracy": reached, "epochs": done + epochs, "cycles": [*before.get("cycles", []), epochs],
+        "seconds": round(before.get("seconds", 0) + seconds),
+    }  # fmt: skip
+    note(notes, name, entry)
+    checkpoint.unlink(missing_ok=True)
+    print(f"{name}: {100 * reached:.2f} % of {len(test_split)} test images after {done + epochs} epochs", flush=True)
     return reached
 
 
@@ -136,6 +162,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("net", nargs="+", choices=list(NETS))
     parser.add_argument("--epochs", type=int, help="instead of the recipe's")
+    parser.add_argument("--more", type=int, metavar="EPOCHS", help="a further cycle for networks that are trained")
+    parser.add_argument("--force", action="store_true", help="train anew what is trained")
     parser.add_argument("--data", help="folder with Fashion-MNIST's idx files or CIFAR-10's batches")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
@@ -143,7 +171,12 @@ def main() -> None:
     CACHE.mkdir(parents=True, exist_ok=True)
     data = load(options.data)
     for name in options.net:
-        train(name, data, options.epochs or RECIPES[name][0], CACHE)
+        if options.more:
+            train(name, data, options.more, CACHE, more=True)
+        elif options.force or not (CACHE / f"{name}.pt").is_file():
+            train(name, data, options.epochs or RECIPES[name][0], CACHE)
+        else:
+            print(f"{name} is trained: --force trains it anew, --more EPOCHS gives it a further cycle")
 
 
 if __name__ == "__main__":
