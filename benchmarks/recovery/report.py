@@ -114,7 +114,7 @@ def plot(results: dict[str, Any], peers: dict[str, Any], criterion: str, allocat
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    nets = [net for net in NETS if f"{net}/bn" in results or f"{net}/folded" in results]
+    nets = [net for net in NETS if any(key.startswith(f"{net}/") and key.count("/") > 1 for key in results)]
     figure, axes = plt.subplots(1, max(len(nets), 1), figsize=(3.4 * max(len(nets), 1), 3.6), squeeze=False)
     for axis, net in zip(axes[0], nets, strict=True):
         for form, style in zip(FORMS, ("-", "--"), strict=True):
@@ -128,7 +128,7 @@ def plot(results: dict[str, Any], peers: dict[str, Any], criterion: str, allocat
         axis.set_title(net)
         axis.set_xlabel("MACs kept")
         axis.set_yscale("symlog", linthresh=1)
-        axis.set_ylim(bottom=-1)
+        axis.set_ylim(bottom=-0.5)
         axis.set_yticks([0, 1, 3, 10, 30, 80], ["0", "1", "3", "10", "30", "80"])
         axis.grid(alpha=0.3)
     axes[0][0].set_ylabel(f"accuracy lost, points ({criterion}, {allocate})")
