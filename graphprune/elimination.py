@@ -105,13 +105,14 @@ def eliminate(parts: Sequence[Part], n: int) -> tuple[Ids, Array]:
     costs: list[float] = []
     step = max(1, -(-n // STEPS))
     while alive.any():
-        scores = np.zeros(n)
-        for one in work:
-            scores += one.scores()
         ids = np.flatnonzero(alive)
-        gone = ids[np.argsort(scores[ids], kind="stable")[:step]]
+        scores = np.zeros(len(ids))
+        for one in work:
+            scores += one.scores(ids)
+        chosen = np.argsort(scores, kind="stable")[:step]
+        gone = ids[chosen]
         order.extend(gone.tolist())
-        costs.extend(scores[gone].tolist())
+        costs.extend(scores[chosen].tolist())
         alive[gone] = False
         for one in work:
             one.remove(gone)
@@ -119,34 +120,31 @@ def eliminate(parts: Sequence[Part], n: int) -> tuple[Ids, Array]:
 
 
 class _Working:
-    """A part while units leave it."""
+    """A part while units leave it: the precision ``P``, and the weight as ``M = W'W``, which is all that losses need."""
 
     def __init__(self, part: Part) -> None:
         m = len(part.precision)
         # One dimension more, without weight, stands for the inputs that a unit does not have.
         self.precision = np.zeros((m + 1, m + 1))
         self.precision[:m, :m] = part.precision
-        self.weight = np.concatenate([part.weight, np.zeros((len(part.weight), 1))], axis=1)
+        self.power = np.zeros((m + 1, m + 1))
+        self.power[:m, :m] = part.weight.T @ part.weight
         self.blocks = part.blocks
         self.energy = part.energy
         self.empty = m
 
-    def scores(self) -> Array:
-        """Loss of removing each unit alone now, float64[n]."""
-        blocks = self.blocks
+    def scores(self, units: Ids) -> Array:
+        """Loss of removing each of some units alone now, float64[len(units)]: tr(P_BB^-1 M_BB)."""
+        blocks = self.blocks[units]
         if blocks.shape[1] == 1:
-            own = self.precision[blocks[:, 0], blocks[:, 0]]
-            squares = np.square(self.weight[:, blocks[:, 0]]).sum(0)
-            return np.asarray(np.where(own > 0, squares / np.where(own > 0, own, 1), 0) / self.energy)
-        inner = self.precision[blocks[:, :, None], blocks[:, None, :]]
-        b = blocks.shape[1]
+            own, power = (matrix[blocks[:, 0], blocks[:, 0]] for matrix in (self.precision, self.power))
+            return np.asarray(np.where(own > 0, power / np.where(own > 0, own, 1), 0) / self.energy)
+        inner, power = (matrix[blocks[:, :, None], blocks[:, None, :]] for matrix in (self.precision, self.power))
         # Inputs that are gone or not there have a zero row: they must not make the block singular.
-        flat = np.arange(b)
+        flat = np.arange(blocks.shape[1])
         diagonal = inner[:, flat, flat]
         inner[:, flat, flat] = np.where(diagonal > 0, diagonal, 1)
-        w = self.weight.T[blocks]
-        solved = np.linalg.solve(inner, w)
-        return np.asarray((w * solved).sum((1, 2)) / self.energy)
+        return np.asarray(np.trace(np.linalg.solve(inner, power), axis1=1, axis2=2) / self.energy)
 
     def remove(self, units: Ids) -> None:
         """Take units out and let the others' weights make up for them."""
@@ -157,11 +155,13 @@ class _Working:
             return
         rows = self.precision[dims]
         gain = solve_positive(rows[:, dims], rows)
-        self.weight -= self.weight[:, dims] @ gain
         self.precision -= rows.T @ gain
-        self.precision[dims] = 0
-        self.precision[:, dims] = 0
-        self.weight[:, dims] = 0
+        # W loses W_B G: M = W'W changes by its cross terms and the square.
+        crossed = self.power[:, dims] @ gain
+        self.power += gain.T @ (self.power[np.ix_(dims, dims)] @ gain) - crossed - crossed.T
+        for matrix in (self.precision, self.power):
+            matrix[dims] = 0
+            matrix[:, dims] = 0
 
 
 def losses(part: Part, order: Ids) -> Array:

@@ -249,7 +249,7 @@ def test_scores_of_obs_prefer_what_the_others_express(tmp_path: Path) -> None:
     """The channels that are sums of others go first, whatever their size."""
     g = Net()
     x = g.x("N", 4, 8, 8)
-    base = RNG.normal(size=(4, 4, 1, 1))
+    base = np.linalg.qr(RNG.normal(size=(4, 4)))[0].reshape(4, 4, 1, 1)
     copies = 5 * np.einsum("ab,bikl->aikl", np.eye(4)[[1, 0, 3, 2]] + 0.5 * np.eye(4), base)
     y = g.Conv(x, g.f(np.concatenate([base, copies]), "a.w"), g.f(np.zeros(8), "a.b"))
     y = g.Conv(y, g.f(RNG.normal(size=(6, 8, 1, 1)), "b.w"))
