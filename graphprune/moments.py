@@ -106,15 +106,11 @@ def _units_of_inputs(
     flat = form.matrix(np.arange(int(np.prod(shape))).reshape(shape))
     if flat.dtype.kind == "f":
         flat = np.rint(flat / flat.ravel()[1]).astype(np.int64) if flat.size > 1 else flat.astype(np.int64)
-    first = np.unravel_index(flat[:, 0, :], shape)
-    second = np.unravel_index(flat[:, -1, :], shape)
     columns = []
-    for axis in range(len(shape)):
-        # What differs between two outputs of one product is the output's own axis.
-        if flat.shape[1] > 1 and not np.array_equal(first[axis], second[axis]):
-            continue
-        if coupling.has_units(weight, axis) and first[axis].max() > first[axis].min():
-            columns.append(coupling.rows(weight, axis)[first[axis]])
+    for axis, index in enumerate(np.unravel_index(flat[:, 0, :], shape)):
+        # Only axes that are summed over: a depthwise convolution passes its channels on, it does not mix them.
+        if coupling.has_units(weight, axis) and (index != index[:, :1]).any():
+            columns.append(coupling.rows(weight, axis)[index])
     return np.concatenate(columns, axis=2) if columns else None
 
 

@@ -59,6 +59,26 @@ def scoped(constants: dict[str, list[Array]], plan: Mapping[str, Any]) -> dict[s
     return constants | more
 
 
+def as_inlined(plan: Mapping[str, Any], source: ModelProto) -> dict[str, Any]:
+    """The plan under the names that inlining gives: the file's name of a function's constant gets a number there."""
+    if not source.functions:
+        return dict(plan)
+    known = all_constants(source)
+    outer = {t.name for t in source.graph.initializer} | {o for n in source.graph.node for o in n.output}
+    numbered: dict[str, list[str]] = {}
+    for name in all_constants(inline_local_functions(source)):
+        stem, mark, number = name.rpartition("__")
+        if mark and number.isdigit() and stem in known and stem not in outer:
+            numbered.setdefault(stem, []).append(name)
+    new = {stem: names[0] for stem, names in numbered.items() if len(names) == 1}
+    return {
+        **plan,
+        "tensors": {new.get(name, name): entry for name, entry in plan["tensors"].items()},
+        "groups": [{**g, "members": [[new.get(m[0], m[0]), m[1]] for m in g["members"]]} for g in plan["groups"]],
+        "frozen": [{**f, "tensor": new.get(f["tensor"], f["tensor"])} for f in plan["frozen"]],
+    }
+
+
 def check_plan(plan: Mapping[str, Any], source: ModelProto, report: Report) -> None:
     """Schema, ranges, no axis emptied, every frozen entry explained."""
     for key in ("schema", "source", "options", "before", "after", "tensors", "groups", "frozen", "verify"):
@@ -412,6 +432,7 @@ def check(
     before, after, report = load(source), load(cut), Report()
     check_plan(plan, before, report)
     check_replay(plan, before, after, report)
+    plan = as_inlined(plan, before)
     consts = Constants(inline_local_functions(before) if before.functions else before)
     check_untouched(plan, consts, after, report)
     check_misses(plan, consts, report)

@@ -69,8 +69,11 @@ def window_of_one(view: OpView) -> list[bool]:
 
     A convolution over time that mixes [batch, time, features] along time is one: features are its spatial axis.
     """
-    x, y = view.shape(0), view.out_shape()
-    kernel, n = view.shape(1)[2:], len(x) - 2
+    x, y, weight = map(view.sweep.shape_of, (view.value(0), view.node.outputs[0], view.value(1)))
+    if x is None or y is None or weight is None:
+        # What comes out of a sequence has axes but no inferred shape.
+        return [False] * (len(view.axes(1)) - 2)
+    kernel, n = weight[2:], len(x) - 2
     strides, pads = view.attr("strides") or [1] * n, view.attr("pads") or [0] * (2 * n)
     if len(kernel) != n or len(y) != len(x):
         return [False] * n
