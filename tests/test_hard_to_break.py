@@ -407,7 +407,8 @@ def test_a_recovered_cut_is_proved_as_it_was_cut(model: Path, tmp_path: Path) ->
 def test_a_signal_leaves_nothing_behind(model: Path, tmp_path: Path, number: int) -> None:
     """The process is stopped in the middle of writing: its temporary files are there, then they are gone."""
     code = textwrap.dedent("""
-        import sys, time
+        import signal, sys, time
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start without it
         import graphprune.cli, graphprune.pipeline
         write = graphprune.pipeline.writer.Transaction.write
         def slowly(self, path, data):
