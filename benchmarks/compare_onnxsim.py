@@ -1,6 +1,6 @@
 """How complete a cut is: graphprune beside onnxsim 0.8.1 on the same files, rate 0.5, every layer.
 
-    python benchmarks/compare_onnxsim.py FILE.onnx ... [--json out.json] [--table]
+    python benchmarks/compare_onnxsim.py FILE.onnx ... [--json out.json]
 
 Needs onnxsim==0.8.1 beside graphprune. MACs of both results are counted by the same code (graphprune's), on the
 shapes of the source. "ok" for onnxsim means that ONNX Runtime loads the result and that it gives outputs of the

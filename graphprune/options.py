@@ -73,6 +73,10 @@ class Options:
             raise UsageError(f"--rate {self.rate:g} is outside (0, 1): it is the share of the indices to remove")
         if self.budget is not None:
             self.parsed_budget()
+        if self.allocate not in (None, "dp", "global", "uniform", "isomorphic"):
+            raise UsageError(f"--allocate {self.allocate!r}: give one of dp, global, uniform, isomorphic")
+        if self.allocate == "dp" and self.budget is None:
+            raise UsageError("--allocate dp shares a budget among the groups: give --budget, for example macs=0.5")
         if not 0 <= self.floor < 1:
             raise UsageError(f"--floor {self.floor:g} is outside [0, 1)")
         if not 1 <= self.align <= LARGEST_ALIGN:

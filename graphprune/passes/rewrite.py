@@ -16,6 +16,9 @@ from graphprune.frontends.onnx import plan_name
 from graphprune.passes.base import Kind, Pass, State
 from graphprune.plan import DERIVED, Plan
 
+#: Units above which a plan leaves the scores out: they would make most of the file.
+MOST_SCORES = 200_000
+
 
 @dataclass(frozen=True)
 class Rewrite(Pass):
@@ -48,6 +51,7 @@ def make_plan(state: State, rewriter: Rewriter) -> Plan:
         graphprune=__version__,
         groups=group_entries(coupling, state.dead),
         frozen=frozen_entries(coupling),
+        scores=score_entries(state, coupling),
     )
     for value in coupling.constants:
         if rewriter.is_cut(value) and DERIVED not in value.meta:
@@ -60,6 +64,18 @@ def make_plan(state: State, rewriter: Rewriter) -> Plan:
         "passed": False,
     }
     return plan
+
+
+def score_entries(state: State, coupling: Coupling) -> dict[str, object]:
+    """Scores as they stand in a plan: for each criterion its unit and, a group, the numbers in the order of its units."""
+    few = coupling.n_units <= MOST_SCORES
+    return {
+        scored.name: {
+            "unit": scored.unit,
+            "groups": {g.id: [float(f"{v:.6g}") for v in scored.values[g.units]] for g in coupling.groups} if few else {},
+        }
+        for scored in state.scores
+    }
 
 
 def group_entries(coupling: Coupling, dead: np.ndarray) -> list[dict[str, object]]:

@@ -133,6 +133,15 @@ def combined(state: State, coupling: Coupling) -> Scores:
     return total / len(state.scores)
 
 
+def topology(coupling: Coupling, group: Group) -> object:
+    """What a group is made of: its kind, and the ops and roles of the tensors that it cuts; equal for groups alike."""
+    roles: dict[object, set[str]] = {}
+    for operand in coupling.operands:
+        roles.setdefault(operand.value, set()).add(f"{operand.node.op_type}.{operand.role}")
+    members = ((axis, tuple(sorted(roles.get(value, ())))) for value, axis in group.members)
+    return group.kind, tuple(sorted(members))
+
+
 class Chooser:
     """Removal orders under the constraints of the options."""
 
@@ -140,7 +149,7 @@ class Chooser:
         options = state.options
         self.coupling = coupling
         self.scores = scores
-        self.scope = options.scope
+        self.sharing = options.allocation
         self.align = options.align
         self.seed = options.seed
         self.both = options.grain == "both"
@@ -171,7 +180,9 @@ class Chooser:
             gone = np.cumsum(weight)
             self.gone[group.id] = gone
             share = ((gone - 0.5 * weight) / gone[-1])[: m - floor]
-            keys.append(share if self.scope == "group" else scores[units[: m - floor]])
+            keys.append(share if self.sharing == "uniform" else scores[units[: m - floor]])
+        if self.sharing == "isomorphic":
+            keys = self._within_classes(order)
         flat = np.concatenate(order) if order else np.zeros(0, np.int64)
         key = np.concatenate(keys) if keys else np.zeros(0)
         self.order = flat[np.argsort(key, kind="stable")]
@@ -179,6 +190,21 @@ class Chooser:
             raise UsageError(
                 "nothing is prunable here: every axis is frozen or kept; 'graphprune inspect' tells why for each"
             )
+
+    def _within_classes(self, order: list[NDArray[np.int64]]) -> list[NDArray[np.float64]]:
+        """Keys by which groups of one topology lose the same share together, ranked among themselves by score."""
+        classes: dict[object, list[int]] = {}
+        for n, group in enumerate(self.groups):
+            classes.setdefault(topology(self.coupling, group), []).append(n)
+        keys = [np.zeros(0)] * len(order)
+        for members in classes.values():
+            scores = np.concatenate([self.scores[order[n]] for n in members])
+            total = sum(int(self.sizes[self.groups[n].id]) for n in members)
+            place = np.empty(len(scores))
+            place[np.argsort(scores, kind="stable")] = (np.arange(len(scores)) + 0.5) / max(total, 1)
+            for n, part in zip(members, np.split(place, np.cumsum([len(order[n]) for n in members])[:-1]), strict=True):
+                keys[n] = part
+        return keys
 
     @staticmethod
     def _wanted(group: Group, grain: str, exact: bool) -> bool:
@@ -252,7 +278,7 @@ class Chooser:
 
     def by_rate(self, rate: float) -> Mask:
         """Remove that share of the prunable indices."""
-        if self.scope == "group":
+        if self.sharing == "uniform":
             return self.mask(self._uniform(rate))
         weight = self.coupling.weight
         total = sum(int(weight[group.units].sum()) for group in self.groups)
