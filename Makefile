@@ -6,11 +6,13 @@ OUT ?= build/demo
 
 .PHONY: demo test lint clean
 
-demo: $(VENV)/.core  ## cut the example network and prove the cut
+demo: $(VENV)/.core  ## cut the example network, recover it, and prove the cut
 	@mkdir -p $(OUT)
-	$(BIN)/graphprune run examples/digits/digits.onnx -o $(OUT)/digits.pruned.onnx --pass entropy --rate 0.5 \
-	    --data examples/digits/digits_calibration.npz --samples 256 --eval examples.digits.evaluate:accuracy
+	$(BIN)/graphprune run examples/digits/digits.onnx -o $(OUT)/digits.pruned.onnx --pass entropy --pass recover --rate 0.5 \
+	    --data examples/digits/digits_calibration.npz --eval examples.digits.evaluate:accuracy
 	$(BIN)/graphprune verify examples/digits/digits.onnx $(OUT)/digits.pruned.onnx
+	$(BIN)/graphprune run examples/digits/digits.onnx -o $(OUT)/digits.quarter.onnx --pass obs --pass recover --budget macs=0.25 \
+	    --data examples/digits/digits_calibration.npz --eval examples.digits.evaluate:accuracy
 
 test: $(VENV)/.test  ## run the test suite
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

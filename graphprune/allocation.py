@@ -35,6 +35,8 @@ LEVELS = 13
 ANCHORS = (0.3, 0.7)
 #: Parts that the budget is divided into.
 BUCKETS = 2000
+#: Single steps by which a choice is brought nearer to its budget at most.
+POLISH = 16
 ROUNDS = 8
 
 
@@ -169,6 +171,28 @@ def program(
     return best
 
 
+def polished(
+    curves: Sequence[Curve], chosen: Sequence[int], price: Callable[[Sequence[int]], float], target: float, step: int
+) -> list[int]:
+    """The choice moved a few single steps, each in the group where it brings the price nearest to the target."""
+    best, distance = list(chosen), abs(price(chosen) - target)
+    for _ in range(POLISH):
+        if distance <= 0.002 * target:
+            break
+        trials = [
+            [*best[:n], best[n] + by, *best[n + 1 :]]
+            for n, curve in enumerate(curves)
+            for by in (-step, step)
+            if 0 <= best[n] + by <= curve.removed[-1]
+        ]
+        prices = [abs(price(trial) - target) for trial in trials]
+        if not prices or min(prices) >= distance:
+            break
+        distance = min(prices)
+        best = trials[prices.index(distance)]
+    return best
+
+
 def _savings(curves: Sequence[Curve], state: Sequence[int], price: Callable[[Sequence[int]], float]) -> list[Array]:
     """What each level of each group saves while the others stay as they are."""
     out = []
@@ -285,7 +309,7 @@ def allocate(
         def cost(chosen: Sequence[int], curves: Sequence[Curve] = curves) -> float:
             return price({c.group: r for c, r in zip(curves, chosen, strict=True)})
 
-        chosen = program(curves, cost, target)
+        chosen = polished(curves, program(curves, cost, target), cost, target, state.options.align)
         found.append((name, mask({c.group: r for c, r in zip(curves, chosen, strict=True)})))
     results = []
     for n, (_, dead) in enumerate(found):
