@@ -299,7 +299,11 @@ def batched_inputs(specs: Sequence[InputSpec], shapes: Mapping[str, tuple[int, .
     The image input decides, else the first input of rank 2 or more, else the first of rank 1.
     """
 
+    inner = {spec.symbol(axis) for spec in specs for axis in range(1, len(spec.shape))} - {""}
+
     def counts(spec: InputSpec) -> bool:
+        if spec.shape and spec.symbol(0) in inner and not _BATCH_NAME.search(spec.symbol(0)):
+            return False  # a size that another axis has as well counts no samples
         image = image_axes(spec)
         if image is not None:
             return image.batch is not None

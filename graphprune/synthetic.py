@@ -144,7 +144,7 @@ class Synthetic:
 
     def _floats(self, spec: InputSpec, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
         image, named = image_axes(spec), self._named(spec, shape)
-        if image is not None:
+        if image is not None and np.prod(shape) == np.prod([shape[a] for a in (image.channel, image.height, image.width)]):
             return _image(rng, shape, image)
         if named is not None:
             return named

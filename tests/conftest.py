@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -19,3 +20,8 @@ def digits() -> Path:
 def calibration() -> Path:
     """Its calibration images."""
     return ROOT / "examples" / "digits" / "digits_calibration.npz"
+
+
+# The same examples every time, however busy the machine: what CI says must not depend on luck.
+settings.register_profile("repeatable", deadline=None, derandomize=True)
+settings.load_profile("repeatable")
