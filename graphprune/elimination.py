@@ -9,7 +9,7 @@ eliminated greedily on small matrices, whatever else its consumers read.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -41,12 +41,15 @@ class Part:
         has fewer than b.
     energy
         Variance of the consumer's outputs.
+    covariance
+        float64[m, m], ``H_GG``.
     """
 
     precision: Array
     weight: Array
     blocks: Ids
     energy: float
+    covariance: Array = field(default_factory=lambda: np.zeros((0, 0)))
 
 
 class Statistics:
@@ -87,7 +90,8 @@ class Statistics:
             blocks[u, filled[u]] = position
             filled[u] += 1
         precision = self.precision(consumer)[g][np.ix_(dims, dims)]
-        return Part(precision, consumer.weight[g][:, dims], blocks, self._energy[id(consumer)])
+        covariance = consumer.inputs.covariance[g][np.ix_(dims, dims)]
+        return Part(precision, consumer.weight[g][:, dims], blocks, self._energy[id(consumer)], covariance)
 
 
 def eliminate(parts: Sequence[Part], n: int) -> tuple[Ids, Array]:
@@ -185,3 +189,46 @@ def losses(part: Part, order: Ids) -> Array:
     columns = np.square(part.weight[:, position] @ factor).sum(0) / part.energy
     by_step = np.bincount(leaves[position], weights=columns, minlength=n)
     return np.concatenate([[0.0], np.cumsum(by_step)])
+
+
+def gram_of(statistics: Statistics, units: Ids) -> Array | None:
+    """Covariance between the units of a group as its consumers see them, float64[n, n]; None where none does.
+
+    Where a consumer sees a unit several times (the taps of a window), matching sights are averaged. Every consumer
+    counts with a trace of 1.
+    """
+    total = np.zeros((len(units), len(units)))
+    for part in statistics.parts(units):
+        m = len(part.precision)
+        # The block of H itself, not of its inverse's: what the group's inputs are, whatever else is read.
+        covariance = np.zeros((m + 1, m + 1))
+        covariance[:m, :m] = part.covariance
+        for tap in range(part.blocks.shape[1]):
+            at = part.blocks[:, tap]
+            total += covariance[np.ix_(at, at)] / max(float(np.trace(part.covariance)), 1e-30)
+    return total if total.any() else None
+
+
+def pivoted(gram: Array) -> tuple[Ids, Array]:
+    """Pivoted Cholesky of a covariance.
+
+    Returns
+    -------
+    order, left
+        int64[n], positions as they are picked; float64[n], what was unexplained of each when it was.
+    """
+    n = len(gram)
+    residual = gram.diagonal().copy()
+    factor = np.zeros((n, n))
+    order = np.zeros(n, np.int64)
+    left = np.zeros(n)
+    free = np.ones(n, np.bool_)
+    for step in range(n):
+        pick = int(np.where(free, residual, -np.inf).argmax())
+        order[step], left[step], free[pick] = pick, max(float(residual[pick]), 0.0), False
+        if left[step] > 1e-12:
+            column = (gram[:, pick] - factor[:, :step] @ factor[pick, :step]) / np.sqrt(left[step])
+            factor[:, step] = np.where(free, column, 0)
+            factor[pick, step] = np.sqrt(left[step])
+            residual = np.maximum(residual - np.square(factor[:, step]), 0)
+    return order, left

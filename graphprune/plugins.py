@@ -23,6 +23,7 @@ BUILTIN = {
     "l2": "graphprune.passes.l2:L2",
     "bn-scale": "graphprune.passes.bn_scale:BnScale",
     "entropy": "graphprune.passes.entropy:Entropy",
+    "gram": "graphprune.passes.gram:Gram",
     "obs": "graphprune.passes.obs:Obs",
     "random": "graphprune.passes.random:Random",
     "select": "graphprune.passes.select:Select",

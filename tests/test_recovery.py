@@ -15,7 +15,7 @@ from onnx import ModelProto, TensorProto, helper
 import graphprune as gp
 from graphprune.backends.ort import Runner
 from graphprune.backends.stepper import Shelf, Stepper
-from graphprune.elimination import Part, eliminate, losses
+from graphprune.elimination import Part, eliminate, losses, pivoted
 from graphprune.fidelity import compare_outputs
 from graphprune.layers import picks, read
 from graphprune.lstsq import Rows
@@ -261,6 +261,28 @@ def test_scores_of_obs_prefer_what_the_others_express(tmp_path: Path) -> None:
     ordered = np.sort(scored[group.units])
     # Four of eight dimensions are all there is: the first four to go cost nothing, the fifth does.
     assert ordered[3] < 1e-2 * ordered[4]
+
+
+def test_pivoted_cholesky_by_hand() -> None:
+    """Variances 4, 1, 3; the third is half explained by the first: 3 - 2 * 2 / 4 = 2 is still the next."""
+    gram = np.array([[4.0, 0.0, 2.0], [0.0, 1.0, 0.0], [2.0, 0.0, 3.0]])
+    order, left = pivoted(gram)
+    assert order.tolist() == [0, 2, 1]
+    assert left.tolist() == pytest.approx([4, 2, 1])
+    # A copy of what is kept is worth nothing, whatever its size.
+    order, left = pivoted(np.array([[1.0, 3.0, 0.0], [3.0, 9.0, 0.0], [0.0, 0.0, 0.5]]))
+    assert order.tolist() == [1, 2, 0]
+    assert left.tolist() == pytest.approx([9, 0.5, 0])
+
+
+def test_gram_keeps_what_the_others_do_not_express(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", RNG.normal(size=(40, 3, 8, 8)).astype(np.float32))
+    source = redundant(False)
+    result = gp.prune(source, passes=["gram"], rate=0.5, scope="group", keep=["fc.w"], data=tmp_path / "x.npy", samples=40)
+    assert result.plan.scores["gram"]["unit"] == "share of the group's variance"
+    kept = result.plan.tensors["a.w"]["kept"]["0"]
+    # Six of twelve channels carry everything; the small sums of others are not among those kept.
+    assert sorted(kept) == list(range(6))
 
 
 def test_budget_by_dynamic_programming(tmp_path: Path) -> None:
