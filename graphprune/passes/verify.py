@@ -62,6 +62,11 @@ class Verify(Pass):
         state.plan.verify.update(max_rel_error=worst, passed=worst <= allowed, tolerance=allowed, samples=len(feeds))
         if not worst <= allowed:
             raise VerificationError(self._explain(state, masked, feeds[:1], where, worst, allowed))
+        if worst == 0 and len(feeds) > 1 and state.dead is not None and state.dead.any() and _all_alike(state.cut, feeds):
+            state.note(
+                f"the cut model (before any recovery) gives the same outputs for all {len(feeds)} inputs: what told them "
+                "apart was removed, and the proof compared constants. Cut less, or share the budget otherwise (--allocate)"
+            )
 
     def count(self, state: State) -> int:
         """Inputs to compare on."""
@@ -78,6 +83,12 @@ class Verify(Pass):
             f"the cut model does not equal the masked original: output '{where}' differs by {worst:.2g} of its maximum "
             f"(allowed {allowed:g}){at}. Nothing was written. Please report this model; --keep goes round the layer"
         )
+
+
+def _all_alike(model: ir.Model, feeds: list[Feed]) -> bool:
+    """Whether no floating output tells several inputs apart."""
+    first, *rest = ({k: v for k, v in out.items() if v.dtype.kind == "f"} for out in run_all(model, feeds))
+    return bool(first) and all(relative_error(first[name], out[name]) < 1e-6 for out in rest for name in first)
 
 
 def tolerance_of(model: ir.Model) -> float:
