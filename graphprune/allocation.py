@@ -50,12 +50,15 @@ class Curve:
         int64[l], units removed at each level, ascending from 0.
     error
         float64[l].
+    heard
+        Whether any layer could say what it loses; otherwise the error is a guess that grows with the square.
     """
 
     group: int
     units: NDArray[np.int64]
     removed: NDArray[np.int64]
     error: Array
+    heard: bool = True
 
 
 def local_curves(statistics: Statistics, orders: dict[int, NDArray[np.int64]], limits: dict[int, int]) -> list[Curve]:
@@ -74,10 +77,11 @@ def local_curves(statistics: Statistics, orders: dict[int, NDArray[np.int64]], l
         if most < 1:
             continue
         removed = np.unique(np.round(np.linspace(0, most, min(LEVELS, most + 1))).astype(np.int64))
-        total = np.zeros(len(removed))
-        for part in statistics.parts(units):
+        parts = statistics.parts(units)
+        total = np.zeros(len(removed)) if parts else np.square(removed / len(units))
+        for part in parts:
             total += losses(part, np.arange(len(units)))[removed]
-        curves.append(Curve(number, units, removed, total))
+        curves.append(Curve(number, units, removed, total, bool(parts)))
     return curves
 
 
@@ -90,10 +94,16 @@ def end_to_end(
     out = []
     for n, curve in enumerate(curves):
         progress(n / len(curves))
+        if not curve.heard:
+            out.append(curve)
+            continue
         points = sorted({int(np.clip(round(a * (len(curve.removed) - 1)), 1, len(curve.removed) - 1)) for a in ANCHORS})
         measured = [_divergence(state, statistics, curve.units[: curve.removed[p]], feeds, source) for p in points]
         out.append(Curve(curve.group, curve.units, curve.removed, _calibrated(curve.error, points, measured)))
-    return out
+    # What nobody could measure is guessed in the same unit as the rest.
+    ratios = [m.error[-1] / c.error[-1] for m, c in zip(out, curves, strict=True) if c.heard and c.error[-1] > 0]
+    typical = float(np.median(ratios)) if ratios else 1.0
+    return [c if c.heard else Curve(c.group, c.units, c.removed, c.error * typical, False) for c in out]
 
 
 def _calibrated(local: Array, points: Sequence[int], measured: Sequence[float]) -> Array:

@@ -31,7 +31,7 @@ Array = NDArray[Any]
 MEMORY = 1 << 30
 #: Ridge of what is said about a layer, as a share of its mean squared input.
 RIDGE = 1e-3
-#: Layers with more inputs than this are judged on a random projection of their rows instead.
+#: Layers with more inputs than this say nothing: their covariance would take more than 300 MB.
 LARGEST = 6144
 
 
@@ -92,6 +92,12 @@ def consumers_of(state: State, model: ir.Model, coupling: Coupling) -> list[Cons
         if units is None or not (units >= 0).any():
             continue
         weight = np.asarray(form.matrix(np.asarray(array, np.float64)))
+        if weight.shape[2] > LARGEST:
+            state.note(
+                f"{node.op_type} '{node.name or node.outputs[0].name}' sums over {weight.shape[2]:,} inputs, too many for "
+                f"a covariance (at most {LARGEST:,}): it has no say in data-driven scores and budgets"
+            )
+            continue
         key = (x, form.geometry(array.shape))
         if key not in shared:
             shared[key] = Inputs(x, Rows(0, 1))
