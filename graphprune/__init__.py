@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from graphprune import _deferral
+
+_deferral.install()
+
 __version__ = "0.1.0"
 __all__ = ["GraphPruneError", "Options", "Plan", "Result", "__version__", "inspect", "prune", "verify"]
 

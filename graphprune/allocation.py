@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 from numpy.typing import NDArray
 
 from graphprune.backends.ort import Runner
@@ -24,6 +23,7 @@ from graphprune.fidelity import compare_outputs
 from graphprune.inputs import Feed
 from graphprune.layers import Layer, make_layer, write
 from graphprune.lstsq import solve_positive
+from graphprune.ops.observe import walk
 from graphprune.passes.base import State
 
 Array = NDArray[Any]
@@ -118,14 +118,15 @@ def _divergence(
 ) -> float:
     """Divergence of the outputs when some units go, the weights of their readers fitted anew."""
     model = state.model.clone()
-    twin: dict[ir.Node, ir.Node] = dict(zip(state.model.graph, model.graph, strict=True))
+    paths = dict(walk(model.graph))
+    twin = dict(zip((node for node, _ in walk(state.model.graph)), paths, strict=True))
     gone = np.zeros(state.need_coupling().n_units + 1, np.bool_)
     gone[dead] = True
     for consumer in statistics.consumers:
         hit: Array = np.any(gone[consumer.units], axis=2)
         if not hit.any():
             continue
-        layer = make_layer(model, consumer.node, twin[consumer.node])
+        layer = make_layer(model, consumer.node, twin[consumer.node], paths)
         if not isinstance(layer, Layer):
             continue
         weight = consumer.weight.copy()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import math
 import signal
@@ -258,7 +259,10 @@ def _finite(value: float | Mapping[str, float]) -> Any:
 
 def main() -> None:
     """Entry point; usage errors of click end with 2 as well."""
-    cli(prog_name="graphprune")
+    try:
+        cli(prog_name="graphprune")
+    finally:
+        gc.freeze()  # the interpreter's last collections would look through a million objects for nothing
 
 
 if __name__ == "__main__":

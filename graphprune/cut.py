@@ -24,6 +24,8 @@ from graphprune.frontends.mapped import release_all
 from graphprune.rules import OpView, Place, attribute, rule_for
 
 Indices = NDArray[np.int64]
+#: Bytes of a source's weights up to which the cut ones stay in memory between the proof and the file.
+CACHED = 256 << 20
 
 
 class Rewriter:
@@ -54,6 +56,8 @@ class Rewriter:
         inputs = {str(v.name): facts.shape(v) for v in source.graph.inputs}
         self.declared: dict[ir.Value, ir.Shape | None] = {}
         self._pair(source.graph, self.model.graph)
+        constants = coupling.constants
+        self._cached = sum(value.const_value.nbytes for value in constants if value.const_value is not None) <= CACHED
         self.facts = shapes.start(self.model, {name: s for name, s in inputs.items() if s is not None})
 
     def kept(self, value: ir.Value | None, axis: int) -> Indices | None:
@@ -116,7 +120,7 @@ class Rewriter:
                 b_value.shape = None
 
     def _slice(self, value: ir.Value) -> None:
-        """Give a constant its kept indices, computed when it is written: one tensor in memory at a time."""
+        """Give a constant its kept indices, computed when asked for: of a large model, one tensor in memory at a time."""
         tensor = value.const_value
         assert tensor is not None
         takes = [(axis, kept) for axis in range(len(tensor.shape)) if (kept := self.kept(value, axis)) is not None]
@@ -129,7 +133,8 @@ class Rewriter:
             release_all()
             return ir.Tensor(array, dtype=tensor.dtype, shape=shape, name=value.name)
 
-        set_weight(self.new_of[value], ir.LazyTensor(cut, dtype=tensor.dtype, shape=shape, name=value.name))
+        lazy = ir.LazyTensor(cut, dtype=tensor.dtype, shape=shape, name=value.name, cache=self._cached)
+        set_weight(self.new_of[value], lazy)
 
     def _walk(self, old: ir.Graph, new: ir.Graph) -> None:
         for a, b in zip(tuple(old), tuple(new), strict=True):

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnx.reference
 import onnx_ir as ir
 
 Array = npt.NDArray[Any]
@@ -362,7 +361,9 @@ def _reference(node: ir.Node, inputs: Arrays, opsets: Mapping[str, int]) -> list
             [onnx.helper.make_value_info(n, unknown) for n in outputs if n],
         )
         version = min(opsets.get("", onnx.defs.onnx_opset_version()), onnx.defs.onnx_opset_version())
-        runner = onnx.reference.ReferenceEvaluator(graph, opsets={"": version})
+        from onnx.reference import ReferenceEvaluator  # slow to import, and few models need it
+
+        runner = ReferenceEvaluator(graph, opsets={"": version})
         feeds = {n: x for n, x in zip(names, inputs, strict=True) if n}
         results = iter(runner.run(None, feeds))
         # An optional output that is left out keeps its place so that positions match the node's.

@@ -7,7 +7,7 @@ to reproduce, and how to change them. It is what recovery works on.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from graphprune.calibration import evaluate_parameter
 from graphprune.cut import Rewriter, set_weight
 from graphprune.ops.linear_form import LinearForm, Positions, ProductForm, added_constant, linear_form, norm_mean
+from graphprune.ops.observe import Path, hidden, walk
 
 Array = NDArray[Any]
 
@@ -56,6 +57,8 @@ class Layer:
         Nodes that share the weight, this one included.
     shape
         Of the weight in the cut model.
+    path
+        The bodies that the node is in.
     """
 
     old: ir.Node
@@ -65,6 +68,7 @@ class Layer:
     intercept: Intercept | None
     users: tuple[ir.Node, ...]
     shape: tuple[int, ...]
+    path: Path = ()
 
     @property
     def unknowns(self) -> int:
@@ -82,14 +86,17 @@ class Layer:
         return value
 
 
-def make_layer(model: ir.Model, old: ir.Node, node: ir.Node) -> Layer | str | None:
-    """The layer that a node of ``model`` is; why its weight cannot be fitted; None for other nodes."""
+def make_layer(model: ir.Model, old: ir.Node, node: ir.Node, paths: Mapping[ir.Node, Path]) -> Layer | str | None:
+    """The layer that a node of ``model`` is; why its weight cannot be fitted; None for other nodes.
+
+    ``paths``: the bodies around every node of ``model``.
+    """
     form = linear_form(node)
     if form is None:
         return None
     weight = node.inputs[form.w]
     assert weight is not None
-    reason = _unfit(weight, node, form)
+    reason = hidden(paths[node]) or _unfit(weight, form, paths)
     if reason:
         return reason
     array = evaluate_parameter(model, weight)
@@ -98,7 +105,7 @@ def make_layer(model: ir.Model, old: ir.Node, node: ir.Node) -> Layer | str | No
     if isinstance(form, ProductForm) and array.ndim != 2:
         return f"its weight '{weight.name}' is a stack of matrices"
     users = tuple(user for user, _ in weight.uses())
-    return Layer(old, node, form, weight, _intercept(node, form, array.ndim), users, array.shape)
+    return Layer(old, node, form, weight, _intercept(node, form, array.ndim), users, array.shape, paths[node])
 
 
 def find_layers(rewriter: Rewriter, model: ir.Model, order: Sequence[ir.Node]) -> tuple[list[Layer], dict[str, str]]:
@@ -109,7 +116,7 @@ def find_layers(rewriter: Rewriter, model: ir.Model, order: Sequence[ir.Node]) -
     model
         The cut model.
     order
-        Its nodes in the order they run.
+        Its nodes in the order they run, those of bodies before the node that carries these.
 
     Returns
     -------
@@ -117,10 +124,11 @@ def find_layers(rewriter: Rewriter, model: ir.Model, order: Sequence[ir.Node]) -
         ``left``: name of a node with a linear form -> the reason why its weight stays.
     """
     olds = {new: old for old, new in rewriter.new_nodes.items()}
+    paths = dict(walk(model.graph))
     layers: list[Layer] = []
     left: dict[str, str] = {}
     for node in order:
-        found = make_layer(model, olds[node], node) if node in olds else None
+        found = make_layer(model, olds[node], node, paths) if node in olds else None
         if isinstance(found, Layer):
             layers.append(found)
         elif found is not None:
@@ -128,14 +136,14 @@ def find_layers(rewriter: Rewriter, model: ir.Model, order: Sequence[ir.Node]) -
     return layers, left
 
 
-def _unfit(weight: ir.Value, node: ir.Node, form: LinearForm) -> str:
+def _unfit(weight: ir.Value, form: LinearForm, paths: Mapping[ir.Node, Path]) -> str:
     """Why a weight cannot be changed, empty if it can."""
     for user, index in weight.uses():
         other = linear_form(user)
         if other is None or other.w != index or type(other) is not type(form):
             return f"its weight '{weight.name}' is read by {user.op_type} '{user.name or user.outputs[0].name}' as well"
-        if user.graph is not node.graph:
-            return f"its weight '{weight.name}' is read inside the body of a control-flow node as well"
+        if reason := hidden(paths[user]):
+            return f"its weight '{weight.name}' is read by '{user.name or user.outputs[0].name}' as well, and {reason}"
     if weight.is_graph_output():
         return f"its weight '{weight.name}' is an output of the model"
     if weight.const_value is not None:
@@ -287,7 +295,8 @@ def write(layer: Layer, model: ir.Model, matrix: Array | None, shift: Array | No
 
 def _constant(model: ir.Model, stem: str, array: Array, dtype: ir.DataType) -> ir.Value:
     """A new initializer."""
-    taken = {v.name for node in model.graph for v in node.outputs} | set(model.graph.initializers)
+    taken = {v.name for node in model.graph.all_nodes() for v in node.outputs}
+    taken.update(name for graph in model.graphs() for name in (*graph.initializers, *(v.name for v in graph.inputs)))
     name, n = stem, 0
     while name in taken:
         n += 1

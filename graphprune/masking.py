@@ -19,6 +19,8 @@ from graphprune.cut import Rewriter, set_weight
 from graphprune.frontends.mapped import release_all
 from graphprune.ops.masking import zero_point
 
+#: Axes with the indices that stay.
+Kept = list[tuple[int, NDArray[np.int64]]]
 #: Roles whose removed slices are zeroed.
 MASKED_ROLES = frozenset({"weight", "bias", "scale", "shift", "gain", "table"})
 
@@ -38,6 +40,43 @@ def masked_original(rewriter: Rewriter) -> ir.Model:
         A new model with the same inputs and outputs as the source.
     """
     return _Masker(rewriter).model
+
+
+def zeroed(array: NDArray[Any], kept: Kept) -> NDArray[Any]:
+    """A copy with zeros at all but the kept indices.
+
+    Works on the bits, with an AND of all ones or none: the same for every element type, infinities and NaNs included,
+    and at the speed of a copy.
+    """
+    if array.itemsize > 8:
+        return filled(array, kept, np.zeros(1, array.dtype))
+    bits = np.dtype(f"u{array.itemsize}")
+    out = np.empty(array.shape, array.dtype)
+    rows = len(array) if array.ndim else 1
+    source, target = (np.ascontiguousarray(a).view(bits).reshape(rows, -1) for a in (array, out))
+    columns = np.full(array.shape[1:], ~bits.type(0))
+    dead = np.zeros(rows, np.bool_)
+    for axis, indices in kept:
+        gone = np.ones(array.shape[axis], np.bool_)
+        gone[indices] = False
+        if axis:
+            columns[(slice(None),) * (axis - 1) + (gone,)] = 0
+        else:
+            dead = gone
+    np.bitwise_and(source, columns.reshape(1, -1), out=target)
+    target[dead] = 0
+    return out
+
+
+def filled(array: NDArray[Any], kept: Kept, fill: NDArray[Any]) -> NDArray[Any]:
+    """A copy with ``fill``, which broadcasts against it, at all but the kept indices."""
+    out = np.array(array)
+    for axis, indices in kept:
+        gone = np.ones(array.shape[axis], np.bool_)
+        gone[indices] = False
+        where: tuple[Any, ...] = (slice(None),) * axis + (gone,)
+        out[where] = np.broadcast_to(fill, out.shape)[where]
+    return out
 
 
 class _Masker:
@@ -60,7 +99,7 @@ class _Masker:
     def _cut_input(self, node: ir.Node) -> bool:
         return any(value is not None and self.rewriter.is_cut(value) for value in node.inputs)
 
-    def _kept(self, value: ir.Value) -> list[tuple[int, NDArray[np.int64]]]:
+    def _kept(self, value: ir.Value) -> Kept:
         axes = self.rewriter.coupling.coupler.axes.get(value) or ()
         found = ((axis, self.rewriter.kept(value, axis)) for axis in range(len(axes)))
         return [(axis, kept) for axis, kept in found if kept is not None]
@@ -75,13 +114,8 @@ class _Masker:
             tensor, fill = value.const_value, zero_point(operand, self.rewriter.old_facts)
 
             def masked() -> ir.TensorProtocol:
-                array = np.array(tensor.numpy())
+                array = zeroed(tensor.numpy(), kept) if fill is None else filled(tensor.numpy(), kept, fill)
                 release_all()
-                for axis, indices in kept:
-                    gone = np.ones(shape[axis], np.bool_)
-                    gone[indices] = False
-                    where: tuple[Any, ...] = (slice(None),) * axis + (gone,)
-                    array[where] = 0 if fill is None else np.broadcast_to(fill, array.shape)[where]
                 return ir.Tensor(array, dtype=tensor.dtype, name=tensor.name)
 
             lazy = ir.LazyTensor(masked, dtype=tensor.dtype, shape=ir.Shape(shape), name=value.name)
@@ -116,7 +150,7 @@ class _Masker:
             if kept:
                 self._spread(node, j, value, kept)
 
-    def _spread(self, node: ir.Node, j: int, value: ir.Value, kept: list[tuple[int, NDArray[np.int64]]]) -> None:
+    def _spread(self, node: ir.Node, j: int, value: ir.Value, kept: Kept) -> None:
         """Put zeros back where indices were removed from output ``j``."""
         shape = self.rewriter.old_facts.shape(value) or ()
         dtype = (self.rewriter.old_facts.dtype(value) or ir.DataType.FLOAT).numpy()

@@ -21,6 +21,7 @@ from graphprune.coupling import Coupling
 from graphprune.layers import picks
 from graphprune.lstsq import Rows
 from graphprune.ops.linear_form import LinearForm, linear_form
+from graphprune.ops.observe import Path, Visible, hidden, walk
 
 if TYPE_CHECKING:
     from graphprune.passes.base import State
@@ -67,6 +68,7 @@ class Inputs:
     """Rows of one tensor as one kind of layer sees them."""
 
     value: ir.Value
+    path: Path
     rows: Rows
     covariance: Array = field(default_factory=lambda: np.zeros((0, 0, 0)))
     mean: Array = field(default_factory=lambda: np.zeros((0, 0)))
@@ -76,8 +78,8 @@ def consumers_of(state: State, model: ir.Model, coupling: Coupling) -> list[Cons
     """Linear layers of the source that sum over prunable units, in order; moments not gathered yet."""
     shared: dict[Any, Inputs] = {}
     out: list[Consumer] = []
-    for node in model.graph:
-        form = linear_form(node)
+    for node, path in walk(model.graph):
+        form = None if hidden(path) else linear_form(node)
         if form is None:
             continue
         weight_value, x = node.inputs[form.w], node.inputs[form.x]
@@ -98,9 +100,9 @@ def consumers_of(state: State, model: ir.Model, coupling: Coupling) -> list[Cons
                 f"a covariance (at most {LARGEST:,}): it has no say in data-driven scores and budgets"
             )
             continue
-        key = (x, form.geometry(array.shape))
+        key = (x, path, form.geometry(array.shape))
         if key not in shared:
-            shared[key] = Inputs(x, Rows(0, 1))
+            shared[key] = Inputs(x, path, Rows(0, 1))
         out.append(Consumer(node, form, array.shape, weight, units, shared[key]))
     return out
 
@@ -121,29 +123,35 @@ def _units_of_inputs(
 
 
 def gather(state: State, consumers: Sequence[Consumer], patches: int = 50) -> None:
-    """Fill in the covariances of all consumers' inputs by running the source over the calibration data."""
+    """Fill in the covariances of all consumers' inputs by running the source over the calibration data.
+
+    They stay empty where a layer is in a branch that no sample takes.
+    """
     from graphprune.calibration import samples_for
     from graphprune.feeding import feed_size
 
     samples = samples_for(state, batch=feed_size(state))
     for part in _batches(consumers):
         todo = {id(c.inputs): c for c in part}
-        names = list(dict.fromkeys(str(c.inputs.value.name) for c in todo.values()))
-        shapes = {c.node: str(c.node.outputs[0].name) for c in todo.values()}
-        runner = Runner(state.model, outputs=list(dict.fromkeys([*names, *shapes.values()])), widen=True)
+        places = [(value, c.inputs.path) for c in todo.values() for value in (c.inputs.value, c.node.outputs[0])]
+        visible = Visible(state.model, places, state.need_facts())
+        runner = Runner(visible.model, outputs=visible.outputs(), widen=True)
         for c in todo.values():
             c.inputs.rows = Rows(c.weight.shape[2], 1 << 60)
         for i, feed in enumerate(samples):
             state.progress("gathering statistics", i / samples.feeds)
             found = runner.run(feed)
             for n, c in enumerate(todo.values()):
-                y = found[shapes[c.node]]
-                axis = c.form.out_axis(y.ndim)
+                xs, ys = (visible.instances((v, c.inputs.path), found) for v in (c.inputs.value, c.node.outputs[0]))
+                rng = np.random.default_rng((state.options.seed, n, i))
                 count = max(patches * samples.batch, 2 * c.weight.shape[2] // samples.feeds)
-                where = picks(y.shape, axis, count, np.random.default_rng((state.options.seed, n, i)))
-                u = c.form.patches(found[str(c.inputs.value.name)], where, c.shape)
-                c.inputs.rows.add(u, np.zeros((len(u), u.shape[1], 1), np.float32))
+                for x, y in zip(xs, ys, strict=True):
+                    where = picks(y.shape, c.form.out_axis(y.ndim), -(-count // len(xs)), rng)
+                    u = c.form.patches(x, where, c.shape)
+                    c.inputs.rows.add(u, np.zeros((len(u), u.shape[1], 1), np.float32))
         for c in todo.values():
+            if not c.inputs.rows.n:
+                continue  # in a branch that no sample takes
             covariance, _, c.inputs.mean, _ = c.inputs.rows.centred(True)
             d = covariance.shape[1]
             scale = covariance.trace(axis1=1, axis2=2) / d

@@ -8,6 +8,7 @@ import reprlib
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import onnx_ir as ir
 
 from graphprune.backends import onnx as writer
 from graphprune.errors import DataError, GraphPruneError, ModelError, UsageError, VerificationError
-from graphprune.frontends.onnx import SOURCE_FILES, Loaded, check_finite, load, plan_name
+from graphprune.frontends.onnx import SOURCE_FILES, Loaded, check_finite, load, plan_name, weights_of
 from graphprune.options import Options, as_tuple
 from graphprune.passes.base import Pass, State
 from graphprune.passes.couple import Couple
@@ -124,19 +125,32 @@ def run_state(source: Any, options: Options, progress: Progress | None = None, u
     state = State(load_any(source), options)
     if progress is not None:
         state.progress = progress
-    check_finite(state.loaded.model)
     if until == "verify" and not any(one.kind == "score" for one in passes):
         raise UsageError("no scoring pass is given: add one, for example --pass l1")
     names = [one.name for one in passes]
-    for one in passes if until == AFTER[-1] else passes[: names.index(until) + 1]:
-        if until == "couple" and one.kind == "score":
-            continue
-        state.progress(one.name, 0.0)
-        with state.timed(one.name):
-            one.run(state)
+    if until != AFTER[-1]:
+        passes = passes[: names.index(until) + 1]
+    if until == "couple":
+        passes = [one for one in passes if one.kind != "score"]
+    # The passes before the scores never read the weights that are looked through meanwhile.
+    with ThreadPoolExecutor(1) as pool:
+        finite = pool.submit(check_finite, weights_of(state.model))
+        try:
+            run_passes(state, [one for one in passes if one.name in BEFORE])
+        finally:
+            finite.result()
+    run_passes(state, [one for one in passes if one.name not in BEFORE])
     if state.plan is not None:
         state.plan.notes = list(state.notes)
     return state
+
+
+def run_passes(state: State, passes: Sequence[Pass]) -> None:
+    """Run passes in order, each timed and shown."""
+    for one in passes:
+        state.progress(one.name, 0.0)
+        with state.timed(one.name):
+            one.run(state)
 
 
 def prune(

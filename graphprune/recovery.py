@@ -7,7 +7,7 @@ on held-out samples and dropped where it does not help.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from graphprune.backends.ort import Runner
+from graphprune.backends.pieces import reads
 from graphprune.backends.stepper import Shelf, Stepper, float_types
 from graphprune.calibration import evaluate_parameter
 from graphprune.cut import Rewriter
@@ -23,6 +24,7 @@ from graphprune.inputs import Feed
 from graphprune.layers import Layer, find_layers, picks, read, write
 from graphprune.lstsq import Rows, squared_error
 from graphprune.ops.linear_form import Positions
+from graphprune.ops.observe import Visible, repeats, walk
 
 Array = NDArray[Any]
 Mode = Literal["ls", "scale", "bias"]
@@ -31,6 +33,8 @@ Mode = Literal["ls", "scale", "bias"]
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)
 #: A layer whose outputs differ by less than this share of their variance needs nothing.
 EQUAL = 1e-10
+#: Times that a layer in a loop is fitted anew at most.
+ROUNDS = 4
 #: No channel is amplified by more than this when its spread is brought back.
 MOST_GAIN = 4.0
 
@@ -77,7 +81,7 @@ class _Job:
     Attributes
     ----------
     where
-        Output positions of each feed.
+        Output positions, for each feed and each time that the layer runs in it.
     rows
         What the fitting feeds gave; ``held`` what the judging ones did, as (inputs, residuals).
     sums
@@ -86,7 +90,7 @@ class _Job:
 
     layer: Layer
     number: int
-    where: list[Positions] = field(default_factory=list)
+    where: list[list[Positions]] = field(default_factory=list)
     expected: int = 0
     rows: Rows | None = None
     held: list[tuple[Array, Array]] = field(default_factory=list)
@@ -144,76 +148,115 @@ class Recovery:
     def run(self) -> Record:
         """Recover; returns what was done."""
         stepper = Stepper(self.model, self.feeds, self.memory // 2, self.types)
-        layers, self.record.left = find_layers(self.rewriter, self.model, stepper.nodes)
+        order = [(node, top) for top in stepper.nodes for node, _ in walk([top])]
+        layers, self.record.left = find_layers(self.rewriter, self.model, [node for node, _ in order])
         affected = _affected(self.rewriter, stepper.nodes)
         jobs = [_Job(layer, n) for n, layer in enumerate(layers) if layer.node in affected]
         shelf = Shelf(self.memory // 2)
         self._targets(jobs, shelf)
         place = {node: n for n, node in enumerate(stepper.nodes)}
+        tops = dict(order)
         by_weight: dict[ir.Value, list[_Job]] = {}
         for job in jobs:
             by_weight.setdefault(job.layer.weight, []).append(job)
         for done, job in enumerate(jobs):
             self.progress("recovering", done / len(jobs))
-            stepper.advance(place[job.layer.node])
+            stepper.advance(place[tops[job.layer.node]])
             together = by_weight[job.layer.weight]
-            self._gather(job, stepper, shelf)
+            self._gather(job, self._inputs(job.layer, stepper), shelf)
             if job is together[-1]:
                 changed = self._fit(together)
                 if changed and len(together) > 1:
                     # Earlier nodes that share the weight ran with the old one.
                     stepper.rewind()
+                elif changed and repeats(job.layer.path):
+                    self._again(job, stepper, shelf)
                 for one in together:
                     one.rows, one.held = None, []
-            for i in range(len(self.feeds)):
-                shelf.drop((i, job.number))
+            for i, times in enumerate(job.where):
+                for t in range(len(times)):
+                    shelf.drop((i, job.number, t))
         stepper.close()
         shelf.close()
         return self.record
+
+    def _again(self, job: _Job, stepper: Stepper, shelf: Shelf) -> None:
+        """Fit a layer of a loop anew: what it did in one iteration is what it reads in the next."""
+        first = self.record.layers[-1]
+        for _ in range(ROUNDS):
+            last = self.record.layers.pop()
+            self._gather(job, self._inputs(job.layer, stepper), shelf)
+            improved = self._fit([job]) and self.record.layers[-1].after < 0.9 * last.after
+            self.record.layers[-1].before, self.record.layers[-1].kept = first.before, True
+            if not improved:
+                break
 
     # -- what the source computes ---------------------------------------------------------------------
     def _targets(self, jobs: list[_Job], shelf: Shelf) -> None:
         """Run the source once and keep what each layer has to reproduce, at the chosen positions."""
         if not jobs:
             return
-        names = [str(job.layer.old.outputs[0].name) for job in jobs]
-        runner = Runner(self.rewriter.source, outputs=list(dict.fromkeys(names)), widen=True)
+        olds = {new: old for old, new in self.rewriter.new_nodes.items()}
+        outputs = [(job.layer.old.outputs[0], tuple((olds[n], k) for n, k in job.layer.path)) for job in jobs]
+        visible = Visible(self.rewriter.source, outputs, self.rewriter.old_facts)
+        runner = Runner(visible.model, outputs=visible.outputs(), widen=True)
         for i, feed in enumerate(self.feeds):
             self.progress("running the source", i / len(self.feeds))
             found = runner.run(feed)
-            for job, name in zip(jobs, names, strict=True):
-                y, value = found[name], job.layer.old.outputs[0]
-                kept = [self.rewriter.kept(value, axis) for axis in range(y.ndim)]
-                shape = [n if k is None else len(k) for n, k in zip(y.shape, kept, strict=True)]
-                axis = job.layer.form.out_axis(y.ndim)
+            for job, place in zip(jobs, outputs, strict=True):
                 rng = np.random.default_rng((self.seed, job.number, i))
-                where = picks(shape, axis, self._count(job), rng)
-                job.where.append(where)
-                target = read(y, where, axis, kept)
-                job.expected += len(target)
-                shelf.put((i, job.number), target)
+                times = visible.instances(place, found)
+                job.where.append([self._target(job, shelf, (i, job.number, t), y, rng, len(times)) for t, y in enumerate(times)])
+
+    def _target(
+        self, job: _Job, shelf: Shelf, key: tuple[int, int, int], y: Array, rng: np.random.Generator, times: int
+    ) -> Positions:
+        """Put what one run of a layer has to reproduce on the shelf, at positions that are chosen here."""
+        value = job.layer.old.outputs[0]
+        kept = [self.rewriter.kept(value, axis) for axis in range(y.ndim)]
+        shape = [n if k is None else len(k) for n, k in zip(y.shape, kept, strict=True)]
+        axis = job.layer.form.out_axis(y.ndim)
+        where = picks(shape, axis, -(-self._count(job) // times), rng)
+        target = read(y, where, axis, kept)
+        job.expected += len(target)
+        shelf.put(key, target)
+        return where
 
     def _count(self, job: _Job) -> int:
         """Positions of one feed: as many as asked, more where the layer has many inputs."""
         return max(self.patches * self.samples, 3 * job.layer.unknowns // len(self.feeds))
 
     # -- what the cut model sees ------------------------------------------------------------------------
-    def _gather(self, job: _Job, stepper: Stepper, shelf: Shelf) -> None:
+    def _inputs(self, layer: Layer, stepper: Stepper) -> Iterator[Sequence[Array]]:
+        """What a layer of the cut model reads, feed by feed: once, or as often as the body runs that it is in."""
+        if not layer.path:
+            for i in range(len(self.feeds)):
+                yield [stepper.value(i, layer.x)]
+            return
+        place = (layer.x, layer.path)
+        visible = Visible(self.model, [place], self.rewriter.facts)
+        runner = Runner(visible.model, outputs=visible.outputs(), widen=True)
+        for feed in self.feeds:
+            yield visible.instances(place, runner.run(feed))
+
+    def _gather(self, job: _Job, inputs: Iterable[Sequence[Array]], shelf: Shelf) -> None:
         layer = job.layer
         weight = self._matrix(layer)
         bias = self._bias(layer, weight.shape)
-        job.rows = Rows(weight.shape[2], job.expected)
+        job.rows, job.held = Rows(weight.shape[2], job.expected), []
         job.sums = np.zeros((2, *weight.shape[:2]))
         flat = weight.astype(np.float32).transpose(0, 2, 1)
-        for i in range(len(self.feeds)):
-            u = layer.form.patches(stepper.value(i, layer.x), job.where[i], layer.shape)
-            target = shelf.get((i, job.number)).reshape(len(u), *weight.shape[:2])
-            e = target - np.matmul(u.transpose(1, 0, 2), flat).transpose(1, 0, 2) - bias
-            if i < self.fitting:
-                job.rows.add(u, e)
-                job.sums += np.stack([target.sum(0, dtype=np.float64), np.square(target).sum(0, dtype=np.float64)])
-            if i >= self.fitting or len(self.feeds) == 1:
-                job.held.append((u, e))
+        for i, arrays in enumerate(inputs):
+            # Where data decide what runs, the cut may take another branch or end a loop earlier.
+            for t, (x, where) in enumerate(zip(arrays, job.where[i], strict=False)):
+                u = layer.form.patches(x, where, layer.shape)
+                target = shelf.get((i, job.number, t)).reshape(len(u), *weight.shape[:2])
+                e = target - np.matmul(u.transpose(1, 0, 2), flat).transpose(1, 0, 2) - bias
+                if i < self.fitting:
+                    job.rows.add(u, e)
+                    job.sums += np.stack([target.sum(0, dtype=np.float64), np.square(target).sum(0, dtype=np.float64)])
+                if i >= self.fitting or len(self.feeds) == 1:
+                    job.held.append((u, e))
 
     def _matrix(self, layer: Layer) -> Array:
         """The layer's weight as it is now, float64[g, o, d]."""
@@ -244,7 +287,7 @@ class Recovery:
         before = judge(None, None)
         report = LayerReport(layer.name, layer.node.op_type, before, before, None, rows.n, False)
         self.record.layers.append(report)
-        if before <= EQUAL:
+        if before <= EQUAL or not rows.n or not held:
             return False
         intercept = len(jobs) == 1 and layer.intercept is not None
         dw: Array | None = None
@@ -301,10 +344,13 @@ def _affected(rewriter: Rewriter, order: Sequence[ir.Node]) -> set[ir.Node]:
     olds = {new: old for old, new in rewriter.new_nodes.items()}
     changed: set[ir.Value] = set()
     out: set[ir.Node] = set()
-    for node in order:
-        old = olds.get(node)
-        cut = old is None or any(map(rewriter.is_cut, old.inputs)) or any(map(rewriter.is_cut, old.outputs))
-        if cut or any(value in changed for value in node.inputs if value is not None):
-            out.add(node)
-            changed.update(node.outputs)
+    for top in order:
+        inside = [node for node, _ in walk([top])]
+        cut = any(
+            old is None or any(map(rewriter.is_cut, old.inputs)) or any(map(rewriter.is_cut, old.outputs))
+            for old in map(olds.get, inside)
+        )
+        if cut or any(value in changed for value in reads(top)[0]):
+            out.update(inside)
+            changed.update(top.outputs)
     return out

@@ -15,7 +15,7 @@ import graphprune
 from graphprune.backends.onnx import to_bytes, to_proto
 from graphprune.errors import ModelError
 from graphprune.frontends.mapped import MappedTensor
-from graphprune.frontends.onnx import SOURCE_FILES, check_finite, load, nonfinite_weights, plan_name
+from graphprune.frontends.onnx import SOURCE_FILES, check_finite, load, nonfinite_weights, plan_name, weights_of
 from graphprune.frontends.onnx_wire import HERE, Bulk, flesh, skeleton
 from tests.model_files import (
     DATA,
@@ -198,7 +198,7 @@ def test_nan_is_named_with_its_place(tmp_path: Path) -> None:
         model.graph.initializer[2].CopyFrom(numpy_helper.from_array(array, "w2"))
         loaded = load(externalise(model, tmp_path / folder)).model
         with pytest.raises(ModelError, match=r"'w2'.*\[3, 2, 1, 0\]"):
-            check_finite(loaded)
+            check_finite(weights_of(loaded))
         assert nonfinite_weights(loaded) == ["w2"]
 
 
@@ -209,7 +209,7 @@ def test_infinities_pass_as_masks_do_and_are_listed() -> None:
     model.graph.initializer[2].CopyFrom(numpy_helper.from_array(array, "w2"))
     model.graph.initializer[3].CopyFrom(numpy_helper.from_array(np.full((10, 16), 3e38, np.float32), "w3"))
     loaded = load(model).model
-    check_finite(loaded)
+    check_finite(weights_of(loaded))
     assert nonfinite_weights(loaded) == ["w2"]
     assert nonfinite_weights(loaded, limit=0) == []
 

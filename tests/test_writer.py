@@ -126,10 +126,10 @@ MEMORY = """
     import resource, sys
     import numpy as np, onnx_ir as ir
     from graphprune.backends.onnx import save
-    from graphprune.frontends.onnx import check_finite, load
+    from graphprune.frontends.onnx import check_finite, load, weights_of
     loaded = load(sys.argv[1])
     start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    check_finite(loaded.model)
+    check_finite(weights_of(loaded.model))
     for value in loaded.model.graph.initializers.values():
         source = value.const_value
         if source.size > 1000:

@@ -16,7 +16,7 @@ import dataclasses
 import hashlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -331,12 +331,17 @@ def _attach_tensors(model: ir.Model, store: Store) -> None:
                         node.attributes[attribute.name] = ir.AttrTensors(attribute.name, many)
 
 
-def check_finite(model: ir.Model) -> None:
+def weights_of(model: ir.Model) -> list[ir.Value]:
+    """All initializers, those of bodies included."""
+    return [value for graph in model.graphs() for value in graph.initializers.values()]
+
+
+def check_finite(weights: Iterable[ir.Value]) -> None:
     """Raise ModelError when a tensor of two or more elements holds a NaN.
 
     Infinities pass: attention masks are made of them. See `nonfinite_weights` for both.
     """
-    for value, array, start in _float_blocks(model):
+    for value, array, start in _float_blocks(weights):
         bad = np.flatnonzero(np.isnan(array))
         if bad.size and value.const_value is not None and value.const_value.size > 1:
             index = np.unravel_index(start + int(bad[0]), value.const_value.shape.numpy())
@@ -349,7 +354,7 @@ def check_finite(model: ir.Model) -> None:
 def nonfinite_weights(model: ir.Model, limit: int = 10) -> list[str]:
     """Names of up to ``limit`` floating-point initializers that hold a NaN or an infinity."""
     found: list[str] = []
-    for value, _, _ in _float_blocks(model):
+    for value, _, _ in _float_blocks(weights_of(model)):
         name = plan_name(value)
         if not found or found[-1] != name:
             if len(found) == limit:
@@ -358,24 +363,23 @@ def nonfinite_weights(model: ir.Model, limit: int = 10) -> list[str]:
     return found
 
 
-def _float_blocks(model: ir.Model) -> Iterator[tuple[ir.Value, np.ndarray[Any, Any], int]]:
+def _float_blocks(weights: Iterable[ir.Value]) -> Iterator[tuple[ir.Value, np.ndarray[Any, Any], int]]:
     """Blocks of initializers that hold something not finite: the value, float[k], offset of the block.
 
     Blocks of 64 MB are read one at a time and given back to the system.
     """
-    for graph in model.graphs():
-        for value in graph.initializers.values():
-            tensor = value.const_value
-            if tensor is None or not tensor.dtype.is_floating_point():
-                continue
-            flat = tensor.numpy().reshape(-1)
-            step = max(1, _FINITE_BLOCK // max(flat.itemsize, 1))
-            for start in range(0, flat.size, step):
-                block = flat[start : start + step]
-                if not _all_finite(block):
-                    yield value, _as_standard(block), start
-            if isinstance(tensor, MappedTensor):
-                tensor.release()
+    for value in weights:
+        tensor = value.const_value
+        if tensor is None or not tensor.dtype.is_floating_point():
+            continue
+        flat = tensor.numpy().reshape(-1)
+        step = max(1, _FINITE_BLOCK // max(flat.itemsize, 1))
+        for start in range(0, flat.size, step):
+            block = flat[start : start + step]
+            if not _all_finite(block):
+                yield value, _as_standard(block), start
+        if isinstance(tensor, MappedTensor):
+            tensor.release()
 
 
 def _all_finite(block: np.ndarray[Any, Any]) -> bool:

@@ -122,7 +122,7 @@ class State:
             consumers = consumers_of(self, self.model, self.need_coupling())
             with self.timed("statistics"), one_thread():
                 gather(self, consumers)
-            self._statistics = Statistics(consumers)
+            self._statistics = Statistics([c for c in consumers if c.inputs.covariance.size])
         return self._statistics
 
     def parameter(self, value: ir.Value) -> np.ndarray[Any, Any] | None:

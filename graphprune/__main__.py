@@ -1,0 +1,6 @@
+"""``python -m graphprune`` is the command ``graphprune``."""
+
+from graphprune.cli import main
+
+if __name__ == "__main__":
+    main()
