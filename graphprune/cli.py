@@ -245,6 +245,7 @@ def _summary(result: Result, files: list[Path]) -> dict[str, Any]:
     return {
         "files": [str(path) for path in files], "before": plan.before, "after": plan.after, "verify": plan.verify,
         "groups": len(plan.groups), "frozen": len(plan.frozen), "notes": state.notes,
+        "fidelity": plan.fidelity,
         "evaluation": {key: _finite(value) for key, value in state.evaluation.items()},
         "seconds": {key: round(value, 3) for key, value in state.seconds.items()},
     }  # fmt: skip

@@ -1,8 +1,9 @@
-"""How many samples run together."""
+"""How many samples run together, and which of them judge."""
 
 from __future__ import annotations
 
 from graphprune.costs import batch_is_dynamic
+from graphprune.inputs import Feed
 from graphprune.passes.base import State
 
 #: Bytes that all values of the network may take for one feed of several samples.
@@ -25,3 +26,13 @@ def feed_size(state: State) -> int:
                     size *= max(n, 1)
                 total += size
     return max(1, min(_LARGEST_FEED, _FEED_BYTES // max(total, 1)))
+
+
+def fitting_feeds(n: int, holdout: float) -> int:
+    """How many of ``n`` feeds fit; the rest judge. A single one does both."""
+    return max(1, n - max(1, round(holdout * n)))
+
+
+def samples_in(feed: Feed, batched: frozenset[str]) -> int:
+    """Samples of one feed."""
+    return next((len(feed[name]) for name in batched), 1)

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from graphprune.boxes import agreement, reader
+
 Array = NDArray[Any]
 Outputs = Mapping[str, Array]
 
@@ -23,23 +25,37 @@ def compare_outputs(source: Sequence[Outputs], other: Sequence[Outputs]) -> dict
     Returns
     -------
     dict
-        ``outputs``: for each floating output ``rel_mse`` (squared error as a share of the source's variance) and,
-        where it holds classes, ``top1`` (share of positions where both prefer the same class) and ``kl`` (nats
-        from the source's distribution to the other's). ``divergence``: one number to compare by, the mean over
-        outputs of ``kl`` where there is one and of ``rel_mse`` elsewhere.
+        ``outputs``: for each floating output of equal shapes ``rel_mse`` (squared error as a share of the source's
+        variance) and, where it holds classes, ``top1`` (share of positions where both prefer the same class) and ``kl``
+        (nats from the source's distribution to the other's); for each output of integers, ``equal`` (share of equal elements).
+        ``boxes``, where the outputs hold boxes (:mod:`graphprune.boxes`): ``f1`` of the other's boxes against the
+        source's, how many each finds, and in which outputs. ``divergence``: one number to compare by, the mean over
+        outputs of ``kl`` where there is one and of ``rel_mse`` elsewhere; where an output cannot be compared element by
+        element, as the number of boxes differs, ``1 - f1`` counts as well, and where there is no floating output, ``1 - equal``.
     """
     report: dict[str, Any] = {}
-    total = []
+    total, odd, unequal = [], False, []
     for name in source[0] if source else ():
-        pairs = [(a[name], b[name]) for a, b in zip(source, other, strict=True)]
-        if pairs[0][0].dtype.kind != "f" or any(a.shape != b.shape for a, b in pairs):
-            continue
-        entry = {"rel_mse": _relative_error(pairs)}
-        if classes(pairs[0][0]):
-            entry["top1"], entry["kl"] = _agreement(pairs)
-        report[name] = entry
-        total.append(entry.get("kl", entry["rel_mse"]))
-    return {"divergence": float(np.mean(total)) if total else 0.0, "outputs": report}
+        pairs = [(np.asarray(a[name]), np.asarray(b[name])) for a, b in zip(source, other, strict=True)]
+        kind = pairs[0][0].dtype.kind
+        if any(a.shape != b.shape for a, b in pairs) or kind not in "fiub":
+            odd = True
+        elif kind != "f":
+            size = sum(a.size for a, _ in pairs)
+            report[name] = {"equal": sum(int((a == b).sum()) for a, b in pairs) / size if size else 1.0}
+            unequal.append(1 - report[name]["equal"])
+        else:
+            entry = {"rel_mse": _relative_error(pairs)}
+            if classes(pairs[0][0]):
+                entry["top1"], entry["kl"] = _agreement(pairs)
+            report[name] = entry
+            total.append(entry.get("kl", entry["rel_mse"]))
+    found: dict[str, Any] = {"outputs": report}
+    if (how := reader(source)) is not None:
+        found["boxes"] = {**agreement([how.read(s) for s in source], [how.read(o) for o in other]), "outputs": list(how.names)}
+        if odd:
+            total.append(1 - found["boxes"]["f1"])
+    return {"divergence": float(np.mean(total or unequal)) if total or unequal else 0.0, **found}
 
 
 def _relative_error(pairs: Sequence[tuple[Array, Array]]) -> float:

@@ -18,7 +18,10 @@ import onnx
 import onnx_ir as ir
 
 from graphprune.backends import onnx as writer
+from graphprune.calibration import samples_for
 from graphprune.errors import DataError, GraphPruneError, ModelError, UsageError, VerificationError
+from graphprune.feeding import feed_size, fitting_feeds, samples_in
+from graphprune.fidelity import compare_outputs
 from graphprune.frontends.onnx import SOURCE_FILES, Loaded, check_finite, load, plan_name, weights_of
 from graphprune.options import Options, as_tuple
 from graphprune.passes.base import Pass, State
@@ -32,6 +35,8 @@ from graphprune.spec import instantiate, parse_pass_spec
 Progress = Callable[[str, float], None]
 
 #: The passes of every run, in order; scoring passes stand between ``couple`` and ``select``.
+#: Share of the samples that only judge, as in a recovery.
+HELD_OUT = 0.2
 BEFORE = ("canonicalize", "couple")
 AFTER = ("select", "rewrite", "verify")
 
@@ -141,6 +146,8 @@ def run_state(source: Any, options: Options, progress: Progress | None = None, u
             finite.result()
     run_passes(state, [one for one in passes if one.name not in BEFORE])
     if state.plan is not None:
+        if options.data is not None and not state.plan.fidelity:
+            state.plan.fidelity = compare_on_data(state)
         state.plan.notes = list(state.notes)
     return state
 
@@ -151,6 +158,18 @@ def run_passes(state: State, passes: Sequence[Pass]) -> None:
         state.progress(one.name, 0.0)
         with state.timed(one.name):
             one.run(state)
+
+
+def compare_on_data(state: State) -> dict[str, Any]:
+    """Fidelity of the cut model on the user's data: what the decision was not made on, where any of it was used."""
+    assert state.cut is not None
+    state.progress("comparing outputs", 0.0)
+    samples = samples_for(state, batch=feed_size(state))
+    feeds = list(samples)
+    held = feeds[fitting_feeds(len(feeds), HELD_OUT) :] if state.saw_data else feeds
+    with state.timed("fidelity"):
+        found = compare_outputs(run_all(state.model, held or feeds), run_all(state.cut, held or feeds))
+    return {"samples": sum(samples_in(feed, samples.batched) for feed in held or feeds), **found}
 
 
 def prune(

@@ -41,13 +41,14 @@ class Plan:
     notes: list[str] = field(default_factory=list)
     scores: dict[str, Any] = field(default_factory=dict)
     recovery: dict[str, Any] = field(default_factory=dict)
+    fidelity: dict[str, Any] = field(default_factory=dict)
     graphprune: str = ""
     schema: int = SCHEMA
 
     def to_json(self) -> dict[str, Any]:
         """The plan as plain JSON data."""
         keys = ("schema", "graphprune", "source", "options", "before", "after", "tensors", "groups", "frozen",
-                "verify", "notes", "scores", "recovery")  # fmt: skip
+                "verify", "notes", "scores", "recovery", "fidelity")  # fmt: skip
         return {key: getattr(self, key) for key in keys}
 
     def dumps(self) -> str:
@@ -79,7 +80,7 @@ class Plan:
         shapes = data["options"].get("shapes", {})
         if not (isinstance(shapes, Mapping) and all(map(_is_indices, shapes.values()))):
             raise UsageError(f"{where}: 'shapes' in its options is damaged: it must be input name -> list of sizes")
-        optional = ("groups", "frozen", "verify", "notes", "scores", "recovery", "graphprune")
+        optional = ("groups", "frozen", "verify", "notes", "scores", "recovery", "fidelity", "graphprune")
         keys = {key: data[key] for key in (*required, *optional) if key in data}
         return cls(**keys)
 

@@ -23,7 +23,16 @@ from graphprune.spec import nearest
 if TYPE_CHECKING:
     from graphprune.passes.base import State
     from graphprune.pipeline import Result
+    from graphprune.plan import Plan
 
+#: Figures of a fidelity report: key, what it is, and its format.
+_FIDELITY = (
+    ("rel_mse", "squared error, share of the variance", ".3g"),
+    ("top1", "same best class", ".1%"),
+    ("kl", "KL divergence, nats", ".3g"),
+    ("equal", "equal elements", ".1%"),
+    ("f1", "F1 of matched boxes", ".3f"),
+)
 #: Rows shown of a long table; ``--json`` gives all.
 _ROWS = 24
 
@@ -86,6 +95,7 @@ def print_result(result: Result, files: list[Path]) -> None:
         f"{check['inexact_units']} inexact units removed"
     )
     _print_recovery(console, plan.recovery)
+    _print_fidelity(console, plan)
     for note in state.notes:
         console.print(f"[yellow]note[/]: {escape(note)}")
     seconds = sum(state.seconds.values())
@@ -93,24 +103,38 @@ def print_result(result: Result, files: list[Path]) -> None:
 
 
 def _print_recovery(console: Console, recovery: Mapping[str, Any]) -> None:
-    """What recovery fitted, and how near the outputs are to the source's before and after it."""
+    """What recovery fitted."""
     if not recovery:
         return
     layers = recovery["layers"]
     fitted = [layer for layer in layers if layer["kept"]]
-    fidelity = recovery["fidelity"]
     console.print(
         f"[bold green]recovered[/]: {len(fitted)} of {len(layers)} layers fitted on {recovery['samples']} samples, "
         f"{len(layers) - len(fitted)} left as cut (no gain on held-out samples), {len(recovery['left'])} not fittable"
     )
-    for name, after in fidelity["after"]["outputs"].items():
-        before = fidelity["before"]["outputs"][name]
-        words = [f"squared error {before['rel_mse']:.3g} -> {after['rel_mse']:.3g} of its variance"]
-        if "top1" in after:
-            words.append(f"top-1 agreement {before['top1']:.1%} -> {after['top1']:.1%}")
-        console.print(
-            f"fidelity of '{escape(name)}' to the source, {fidelity['samples']} held-out samples: " + ", ".join(words)
-        )
+
+
+def _print_fidelity(console: Console, plan: Plan) -> None:
+    """How near the outputs are to the source's, before recovery and after it where there was one."""
+    after = plan.fidelity
+    if not after:
+        return
+    before = plan.recovery["fidelity"]["before"] if plan.recovery else None
+    console.print(f"fidelity to the source on {after['samples']} held-out samples:")
+
+    def line(what: str, unit: str, then: float | None, now: float, form: str) -> None:
+        console.print(f"  {what}: {unit} " + ("" if then is None else f"{then:{form}} -> ") + f"{now:{form}}")
+
+    def shown(earlier: Mapping[str, Any] | None, now: Mapping[str, Any], what: str) -> None:
+        for key, unit, form in _FIDELITY:
+            if key in now:
+                line(what, unit, None if earlier is None else earlier.get(key), now[key], form)
+
+    for name, entry in list(after["outputs"].items())[:_ROWS]:
+        shown(None if before is None else before["outputs"].get(name), entry, f"'{escape(name)}'")
+    if "boxes" in after:
+        names = ", ".join(f"'{escape(name)}'" for name in after["boxes"]["outputs"])
+        shown(None if before is None else before.get("boxes"), after["boxes"], f"boxes in {names}")
 
 
 def _evaluations(state: State) -> list[tuple[str, float, float]]:

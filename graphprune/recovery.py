@@ -20,6 +20,7 @@ from graphprune.backends.pieces import reads
 from graphprune.backends.stepper import Shelf, Stepper, float_types
 from graphprune.calibration import evaluate_parameter
 from graphprune.cut import Rewriter
+from graphprune.feeding import fitting_feeds
 from graphprune.inputs import Feed
 from graphprune.layers import Layer, find_layers, picks, read, write
 from graphprune.lstsq import Rows, squared_error
@@ -332,11 +333,6 @@ class Recovery:
         gain = np.clip(spread / np.maximum(np.sqrt(variance), low), 1 / MOST_GAIN, MOST_GAIN)
         gain[(spread < low) | (variance < low * low)] = 1.0
         return weight * gain[:, :, None], want - gain * mean - bias if intercept else db
-
-
-def fitting_feeds(n: int, holdout: float) -> int:
-    """How many of ``n`` feeds fit; the rest judge. A single one does both."""
-    return max(1, n - max(1, round(holdout * n)))
 
 
 def _affected(rewriter: Rewriter, order: Sequence[ir.Node]) -> set[ir.Node]:

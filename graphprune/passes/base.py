@@ -102,6 +102,11 @@ class State:
         return self.coupling
 
     @property
+    def saw_data(self) -> bool:
+        """Whether a pass looked at calibration samples."""
+        return self._samples is not None or self._statistics is not None
+
+    @property
     def samples(self) -> Samples:
         """Calibration samples: the user's, or synthetic ones (said once)."""
         if self._samples is None:

@@ -9,13 +9,12 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from graphprune.calibration import samples_for
 from graphprune.errors import GraphPruneError, UsageError
-from graphprune.feeding import feed_size
+from graphprune.feeding import feed_size, fitting_feeds, samples_in
 from graphprune.fidelity import compare_outputs
-from graphprune.inputs import Feed
 from graphprune.lstsq import one_thread
 from graphprune.passes.base import Kind, Pass, State
 from graphprune.passes.verify import run_all
-from graphprune.recovery import Recovery, fitting_feeds
+from graphprune.recovery import Recovery
 
 
 @dataclass(frozen=True)
@@ -83,13 +82,10 @@ class Recover(Pass):
             RemoveUnusedNodesPass()(state.cut)
             record.tensors, after = [], before
             state.note("recover: the outputs on held-out samples came no nearer to the source's: the weights stay as cut")
+        count = sum(samples_in(feed, samples.batched) for feed in held)
+        state.plan.fidelity = {"samples": count, **after}
         state.plan.recovery = {
             "mode": self.mode, "samples": len(samples), "used": used, **record.to_json(),
             "dropped": sorted(constants - set(state.cut.graph.initializers)) if used else [],
-            "fidelity": {"samples": sum(_count(feed, samples.batched) for feed in held), "before": before, "after": after},
+            "fidelity": {"samples": count, "before": before, "after": after},
         }  # fmt: skip
-
-
-def _count(feed: Feed, batched: frozenset[str]) -> int:
-    """Samples of one feed."""
-    return next((len(feed[name]) for name in batched), 1)

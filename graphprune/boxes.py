@@ -1,0 +1,306 @@
+"""What detectors put out, read as boxes by its structure alone, and how well two models' boxes agree.
+
+No configuration says which output holds what, so the arrays themselves are asked: four columns that span boxes beside
+scores between 0 and 1, rows of six or seven as suppression leaves them, raw heads, and maps of probabilities whose
+connected regions are boxes. What does not look like any of these is no detector's output, and nothing is said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Outputs = Mapping[str, Array]
+
+#: Score from which a box counts.
+CONFIDENT = 0.25
+#: Intersection over union from which two boxes are the same.
+SAME = 0.5
+#: Boxes of one picture that are looked at, best first.
+MOST = 300
+#: Share of the candidates for which one class is best, from which it is no class but the background.
+BACKGROUND = 0.5
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """The boxes of one picture.
+
+    Attributes
+    ----------
+    corners
+        float64[n, 4]: left, top, right, bottom, in whatever unit the model uses.
+    labels
+        int64[n].
+    scores
+        float64[n], 0 to 1.
+    """
+
+    corners: Array
+    labels: Array
+    scores: Array
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How the outputs of one model hold boxes; found on the source's outputs, used on those of both models.
+
+    Attributes
+    ----------
+    kind
+        ``split`` (boxes, scores and perhaps labels apart), ``rows``, ``raw`` or ``map``.
+    names
+        Outputs read: boxes, scores and labels, or the one that holds all.
+    columns
+        For ``rows``: which columns hold the picture (-1: none), the box, the score and the label.
+    centred
+        Boxes are centre and size rather than two corners.
+    background
+        Class that stands for nothing, -1 if none does.
+    objectness
+        For ``raw``: the fifth column scales all scores.
+    """
+
+    kind: str
+    names: tuple[str, ...]
+    columns: tuple[int, int, int, int] = (-1, 0, 4, 5)
+    centred: bool = False
+    background: int = -1
+    objectness: bool = False
+
+    def read(self, outputs: Outputs) -> list[Boxes]:
+        """The boxes of every picture of one feed."""
+        if self.kind == "map":
+            return [_regions(map_) for map_ in np.asarray(outputs[self.names[0]], np.float64)[:, 0]]
+        if self.kind == "rows":
+            return self._rows(np.asarray(outputs[self.names[0]], np.float64))
+        if self.kind == "raw":
+            array = _features_last(np.asarray(outputs[self.names[0]], np.float64))
+            first = 5 if self.objectness else 4
+            scores = array[..., first:] * (array[..., 4:5] if self.objectness else 1.0)
+            return [self._best(b, s, None, suppress=True) for b, s in zip(array[..., :4], scores, strict=True)]
+        boxes, scores = (np.asarray(outputs[name], np.float64) for name in self.names[:2])
+        labels = np.asarray(outputs[self.names[2]], np.int64) if len(self.names) > 2 else None
+        if boxes.ndim == 2:
+            boxes, scores, labels = boxes[None], scores[None], None if labels is None else labels[None]
+        if scores.ndim == 3:
+            scores = _probabilities(scores)
+        each = [None] * len(boxes) if labels is None else labels
+        return [self._best(b, s, n) for b, s, n in zip(boxes, scores, each, strict=True)]
+
+    def _rows(self, array: Array) -> list[Boxes]:
+        picture, box, score, label = self.columns
+        array = array.reshape(-1, *array.shape[-2:])
+        if picture >= 0:
+            flat = array.reshape(-1, array.shape[-1])
+            return [self._best(r[:, box : box + 4], r[:, score], r[:, label])
+                    for n in range(int(flat[:, picture].max(initial=-1)) + 1) for r in [flat[flat[:, picture] == n]]]  # fmt: skip
+        return [self._best(rows[:, box : box + 4], rows[:, score], rows[:, label]) for rows in array]
+
+    def _best(self, boxes: Array, scores: Array, labels: Array | None, suppress: bool = False) -> Boxes:
+        """Confident boxes, best first; ``scores``: [n], or [n, classes] without labels."""
+        if scores.ndim == 2:
+            if labels is None:
+                labels = scores.argmax(1)
+            scores = scores.max(1)
+        labels = np.zeros(len(scores), np.int64) if labels is None else labels.astype(np.int64)
+        chosen = np.flatnonzero((scores >= CONFIDENT) & (labels != self.background) & np.isfinite(boxes).all(1))
+        chosen = chosen[np.argsort(-scores[chosen], kind="stable")][: 4 * MOST]
+        corners = boxes[chosen]
+        if self.centred:
+            corners = np.concatenate([corners[:, :2] - corners[:, 2:] / 2, corners[:, :2] + corners[:, 2:] / 2], axis=1)
+        found = Boxes(corners, labels[chosen], scores[chosen])
+        return _suppressed(found) if suppress else Boxes(corners[:MOST], found.labels[:MOST], found.scores[:MOST])
+
+
+def reader(source: Sequence[Outputs]) -> Reader | None:
+    """How a model's outputs hold boxes, None where they do not seem to.
+
+    Parameters
+    ----------
+    source
+        Outputs of the source on several feeds.
+    """
+    if not source:
+        return None
+    arrays = {name: [np.asarray(outputs[name]) for outputs in source] for name in source[0]}
+    arrays = {name: many for name, many in arrays.items() if all(a.dtype.kind in "fiu" for a in many)}
+    floats = {name: many for name, many in arrays.items() if many[0].dtype.kind == "f"}
+    for name, many in floats.items():
+        if many[0].ndim in (2, 3) and many[0].shape[-1] == 4:
+            found = _split(name, many, arrays)
+            if found is not None:
+                return found
+    for name, many in floats.items():
+        found = _as_rows(name, many) or _as_raw(name, many) or _as_map(name, many)
+        if found is not None:
+            return found
+    return None
+
+
+def agreement(source: Sequence[Sequence[Boxes]], other: Sequence[Sequence[Boxes]]) -> dict[str, Any]:
+    """F1 of the boxes of two models: twice the pairs of one class and enough overlap, over all boxes.
+
+    Parameters
+    ----------
+    source, other
+        Boxes of every picture, feed by feed; a picture that one has more counts as empty in the other.
+
+    Returns
+    -------
+    dict
+        ``f1`` (1 where neither finds anything), and how many boxes each finds: ``source``, ``other``.
+    """
+    pairs = total = mine = 0
+    empty = Boxes(np.zeros((0, 4)), np.zeros(0, np.int64), np.zeros(0))
+    for a, b in zip(source, other, strict=True):
+        for n in range(max(len(a), len(b))):
+            p, q = (boxes[n] if n < len(boxes) else empty for boxes in (a, b))
+            pairs += _pairs(p, q)
+            mine += len(p)
+            total += len(p) + len(q)
+    return {"f1": 2 * pairs / total if total else 1.0, "source": mine, "other": total - mine}
+
+
+def _pairs(a: Boxes, b: Boxes) -> int:
+    from scipy.optimize import linear_sum_assignment
+
+    fits = (_overlap(a.corners, b.corners) >= SAME) & (a.labels[:, None] == b.labels[None])
+    return int(fits[linear_sum_assignment(fits, maximize=True)].sum())
+
+
+def _overlap(a: Array, b: Array) -> Array:
+    """Intersection over union, float64[n, m]."""
+    low, high = np.maximum(a[:, None, :2], b[None, :, :2]), np.minimum(a[:, None, 2:], b[None, :, 2:])
+    common = np.maximum(high - low, 0).prod(2)
+    area_a, area_b = ((c[:, 2:] - c[:, :2]).prod(1) for c in (a, b))
+    return np.asarray(common / np.maximum(area_a[:, None] + area_b[None] - common, 1e-12))
+
+
+def _suppressed(boxes: Boxes) -> Boxes:
+    """The best of boxes of one class that overlap; ``boxes`` come best first."""
+    overlap = (_overlap(boxes.corners, boxes.corners) > SAME) & (boxes.labels[:, None] == boxes.labels[None])
+    gone = np.zeros(len(boxes), np.bool_)
+    kept: list[int] = []
+    for n in range(len(boxes)):
+        if not gone[n]:
+            kept.append(n)
+            gone |= overlap[n]
+    chosen = np.asarray(kept[:MOST], np.int64)
+    return Boxes(boxes.corners[chosen], boxes.labels[chosen], boxes.scores[chosen])
+
+
+def _in_unit(array: Array) -> bool:
+    return bool(array.size == 0 or (np.isfinite(array).all() and array.min() >= -1e-6 and array.max() <= 1 + 1e-6))
+
+
+def _whole(array: Array) -> bool:
+    return bool(np.isfinite(array).all() and (array == np.round(array)).all())
+
+
+def _joined(many: Sequence[Array], width: int) -> Array:
+    return np.concatenate([a.reshape(-1, width) for a in many])
+
+
+def _is_centred(boxes: Array) -> bool | None:
+    """Whether boxes are centre and size; None where they are no boxes."""
+    if not len(boxes) or not np.isfinite(boxes).all():
+        return None
+    if ((boxes[:, 2] >= boxes[:, 0]) & (boxes[:, 3] >= boxes[:, 1])).mean() > 0.99:
+        return False
+    return True if (boxes[:, 2:] >= 0).mean() > 0.99 else None
+
+
+def _probabilities(scores: Array) -> Array:
+    if _in_unit(scores):
+        return scores
+    scores = np.exp(scores - scores.max(-1, keepdims=True))
+    return np.asarray(scores / scores.sum(-1, keepdims=True))
+
+
+def _split(name: str, boxes: Sequence[Array], arrays: Mapping[str, Sequence[Array]]) -> Reader | None:
+    """Boxes in an output of their own: scores, or one score a class, and perhaps labels in others."""
+    lead = [b.shape[:-1] for b in boxes]
+    beside = {other: many for other, many in arrays.items() if other != name}
+    one_each = {other: many for other, many in beside.items() if [a.shape for a in many] == lead}
+    labels = next((other for other, many in one_each.items() if many[0].dtype.kind != "f"), None)
+    scores = next((other for other, many in one_each.items() if many[0].dtype.kind == "f" and all(map(_in_unit, many))), None)
+    background = -1
+    if scores is None:
+        classes = {other: many for other, many in beside.items() if many[0].dtype.kind == "f" and many[0].ndim > len(lead[0])}
+        scores = next((other for other, many in classes.items() if [a.shape[:-1] for a in many] == lead), None)
+        if scores is None:
+            return None
+        if not all(map(_in_unit, classes[scores])):
+            share = np.bincount(_joined(classes[scores], classes[scores][0].shape[-1]).argmax(1), minlength=1)
+            background = int(share.argmax()) if share.max() > BACKGROUND * share.sum() else -1
+    centred = _is_centred(_joined(boxes, 4))
+    if centred is None:
+        return None
+    return Reader("split", (name, scores) if labels is None else (name, scores, labels), centred=centred, background=background)
+
+
+def _as_rows(name: str, many: Sequence[Array]) -> Reader | None:
+    """Rows as suppression leaves them: six or seven numbers a box."""
+    width = many[0].shape[-1] if many[0].ndim >= 2 else 0
+    if width not in (6, 7):
+        return None
+    rows = _joined(many, width)
+    if not len(rows):
+        return None
+    layouts = [(-1, 0, 4, 5)] if width == 6 else [(0, 1, 6, 5), (0, 3, 2, 1)]
+    for picture, box, score, label in layouts:
+        fits = _whole(rows[:, label]) and _in_unit(rows[:, score]) and not _whole(rows[:, score])
+        if picture >= 0:
+            fits = fits and _whole(rows[:, picture]) and rows[:, picture].min() >= -1
+        if fits and _is_centred(rows[:, box : box + 4]) is False:
+            return Reader("rows", (name,), (picture, box, score, label))
+    return None
+
+
+def _features_last(array: Array) -> Array:
+    """``[pictures, anchors, features]``: there are more anchors than features."""
+    return array if array.shape[1] >= array.shape[2] else array.transpose(0, 2, 1)
+
+
+def _as_raw(name: str, many: Sequence[Array]) -> Reader | None:
+    """One row an anchor: a box, then scores."""
+    if many[0].ndim != 3 or min(many[0].shape[1:]) < 5 or max(many[0].shape[1:]) < 64:
+        return None
+    rows = np.concatenate([_features_last(a).reshape(-1, min(a.shape[1:])) for a in many])
+    if not _in_unit(rows[:, 4:]) or _in_unit(rows[:, :4]):
+        return None
+    centred = _is_centred(rows[:, :4])
+    if centred is None:
+        return None
+    # One class more and an objectness look alike: it is one where it lies above what the classes say together.
+    several = rows.shape[1] > 5
+    objectness = several and bool((rows[:, 4] < rows[:, 5:].max(1) - 1e-3).mean() > 0.9)
+    return Reader("raw", (name,), centred=centred, objectness=objectness)
+
+
+def _as_map(name: str, many: Sequence[Array]) -> Reader | None:
+    first = many[0]
+    if first.ndim != 4 or first.shape[1] != 1 or min(first.shape[2:]) < 16 or not all(map(_in_unit, many)):
+        return None
+    return Reader("map", (name,))
+
+
+def _regions(probability: Array) -> Boxes:
+    """Connected regions of a map that are more likely than not, as boxes."""
+    from scipy import ndimage
+
+    regions, _ = ndimage.label(probability > 0.5, np.ones((3, 3)))
+    places = ndimage.find_objects(regions)
+    corners = [[c.start, r.start, c.stop, r.stop] for r, c in places if min(r.stop - r.start, c.stop - c.start) > 1]
+    scores = [float(probability[place].mean()) for place in places if min(s.stop - s.start for s in place) > 1]
+    order = np.argsort(-np.asarray(scores), kind="stable")[:MOST] if scores else np.zeros(0, np.int64)
+    return Boxes(np.asarray(corners, np.float64).reshape(-1, 4)[order], np.zeros(len(order), np.int64), np.asarray(scores)[order])
