@@ -135,8 +135,7 @@ def _divergence(
             s = np.flatnonzero(hit[g])
             weight[g] -= weight[g][:, s] @ solve_positive(precision[g][np.ix_(s, s)], precision[g][s])
             weight[g][:, s] = 0
-        shift = ((consumer.weight - weight) * consumer.inputs.mean[:, None, :]).sum(2).reshape(-1)
-        write(layer, model, weight, shift)
+        write(layer, model, *consumer.refitted(state, weight, hit))
     runner = Runner(model, widen=True)
     return float(compare_outputs(source, [runner.run(feed) for feed in feeds])["divergence"])
 

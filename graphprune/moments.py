@@ -17,6 +17,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from graphprune.backends.ort import Runner
+from graphprune.compression import Compression
 from graphprune.coupling import Coupling
 from graphprune.layers import picks
 from graphprune.lstsq import Rows
@@ -32,7 +33,7 @@ Array = NDArray[Any]
 MEMORY = 1 << 30
 #: Ridge of what is said about a layer, as a share of its mean squared input.
 RIDGE = 1e-3
-#: Layers with more inputs than this say nothing: their covariance would take more than 300 MB.
+#: Layers with more inputs than this are seen through so many coordinates: a covariance takes at most 300 MB.
 LARGEST = 6144
 
 
@@ -43,9 +44,9 @@ class Consumer:
     Attributes
     ----------
     weight
-        float64[g, o, d].
+        float64[g, o, d], or in the coordinates of ``inputs.compression``.
     units
-        int64[g, d, k], the prunable units of every input, -1 for none.
+        int64[g, d, k], the prunable units of every input (or coordinate), -1 for none.
     inputs
         Where the rows come from: nodes that see the same rows share one entry.
     """
@@ -56,6 +57,28 @@ class Consumer:
     weight: Array
     units: NDArray[np.int64]
     inputs: Inputs
+
+    def refitted(self, state: State, weight: Array, removed: NDArray[np.bool_]) -> tuple[Array, Array]:
+        """The layer's own weight, and what its outputs gain, when ``weight`` stands instead of :attr:`weight`.
+
+        Parameters
+        ----------
+        removed
+            bool[g, d], inputs (or coordinates) that leave.
+
+        Returns
+        -------
+        ndarray, float64[g * o]
+        """
+        packed = self.inputs.compression
+        if packed is None:
+            return weight, ((self.weight - weight) * self.inputs.mean[:, None, :]).sum(2).reshape(-1)
+        source = self.node.inputs[self.form.w]
+        array = None if source is None else state.parameter(source)
+        assert array is not None
+        before = np.asarray(self.form.matrix(np.asarray(array, np.float32)))
+        after = packed.lift(weight - self.weight, removed[0], before)
+        return after, ((before - after) @ packed.mean).reshape(-1)
 
     def energy(self) -> float:
         """Variance of all outputs together, for one row."""
@@ -70,6 +93,7 @@ class Inputs:
     value: ir.Value
     path: Path
     rows: Rows
+    compression: Compression | None = None
     covariance: Array = field(default_factory=lambda: np.zeros((0, 0, 0)))
     mean: Array = field(default_factory=lambda: np.zeros((0, 0)))
 
@@ -94,15 +118,18 @@ def consumers_of(state: State, model: ir.Model, coupling: Coupling) -> list[Cons
         if units is None or not (units >= 0).any():
             continue
         weight = np.asarray(form.matrix(np.asarray(array, np.float64)))
-        if weight.shape[2] > LARGEST:
-            state.note(
-                f"{node.op_type} '{node.name or node.outputs[0].name}' sums over {weight.shape[2]:,} inputs, too many for "
-                f"a covariance (at most {LARGEST:,}): it has no say in data-driven scores and budgets"
-            )
-            continue
         key = (x, path, form.geometry(array.shape))
         if key not in shared:
             shared[key] = Inputs(x, path, Rows(0, 1))
+        if weight.shape[2] > LARGEST:
+            given = shared[key].compression or (Compression.of(units[0], LARGEST) if len(weight) == 1 else None)
+            if given is None:
+                state.note(
+                    f"{node.op_type} '{node.name or node.outputs[0].name}' sums over {weight.shape[2]:,} inputs, too many for "
+                    f"a covariance (at most {LARGEST:,}): it has no say in data-driven scores and budgets"
+                )
+                continue
+            shared[key].compression = given
         out.append(Consumer(node, form, array.shape, weight, units, shared[key]))
     return out
 
@@ -127,28 +154,25 @@ def gather(state: State, consumers: Sequence[Consumer], patches: int = 50) -> No
 
     They stay empty where a layer is in a branch that no sample takes.
     """
-    from graphprune.calibration import samples_for
-    from graphprune.feeding import feed_size
-
-    samples = samples_for(state, batch=feed_size(state))
+    compressed = [c for c in consumers if c.inputs.compression is not None]
+    if compressed:
+        for c, u in _rows(state, list({id(c.inputs): c for c in compressed}.values()), patches):
+            assert c.inputs.compression is not None
+            c.inputs.compression.add(u[:, 0])
+        for inputs in {id(c.inputs): c.inputs for c in compressed}.values():
+            assert inputs.compression is not None
+            inputs.compression.finish()
+        for c in compressed:
+            assert c.inputs.compression is not None
+            c.weight, c.units = c.inputs.compression.project(c.weight), c.inputs.compression.spread(c.units[0])[None]
     for part in _batches(consumers):
         todo = {id(c.inputs): c for c in part}
-        places = [(value, c.inputs.path) for c in todo.values() for value in (c.inputs.value, c.node.outputs[0])]
-        visible = Visible(state.model, places, state.need_facts())
-        runner = Runner(visible.model, outputs=visible.outputs(), widen=True)
         for c in todo.values():
             c.inputs.rows = Rows(c.weight.shape[2], 1 << 60)
-        for i, feed in enumerate(samples):
-            state.progress("gathering statistics", i / samples.feeds)
-            found = runner.run(feed)
-            for n, c in enumerate(todo.values()):
-                xs, ys = (visible.instances((v, c.inputs.path), found) for v in (c.inputs.value, c.node.outputs[0]))
-                rng = np.random.default_rng((state.options.seed, n, i))
-                count = max(patches * samples.batch, 2 * c.weight.shape[2] // samples.feeds)
-                for x, y in zip(xs, ys, strict=True):
-                    where = picks(y.shape, c.form.out_axis(y.ndim), -(-count // len(xs)), rng)
-                    u = c.form.patches(x, where, c.shape)
-                    c.inputs.rows.add(u, np.zeros((len(u), u.shape[1], 1), np.float32))
+        for c, u in _rows(state, list(todo.values()), patches):
+            if c.inputs.compression is not None:
+                u = c.inputs.compression.project(u).astype(np.float32)
+            c.inputs.rows.add(u, np.zeros((len(u), u.shape[1], 1), np.float32))
         for c in todo.values():
             if not c.inputs.rows.n:
                 continue  # in a branch that no sample takes
@@ -158,6 +182,27 @@ def gather(state: State, consumers: Sequence[Consumer], patches: int = 50) -> No
             covariance[:, np.arange(d), np.arange(d)] += (RIDGE * scale + 1e-12)[:, None]
             c.inputs.covariance = covariance
             c.inputs.rows = Rows(0, 1)
+
+
+def _rows(state: State, consumers: Sequence[Consumer], patches: int) -> Iterator[tuple[Consumer, Array]]:
+    """Rows float32[n, g, d] that each consumer's inputs give, feed by feed."""
+    from graphprune.calibration import samples_for
+    from graphprune.feeding import feed_size
+
+    samples = samples_for(state, batch=feed_size(state))
+    places = [(value, c.inputs.path) for c in consumers for value in (c.inputs.value, c.node.outputs[0])]
+    visible = Visible(state.model, places, state.need_facts())
+    runner = Runner(visible.model, outputs=visible.outputs(), widen=True)
+    for i, feed in enumerate(samples):
+        state.progress("gathering statistics", i / samples.feeds)
+        found = runner.run(feed)
+        for n, c in enumerate(consumers):
+            xs, ys = (visible.instances((v, c.inputs.path), found) for v in (c.inputs.value, c.node.outputs[0]))
+            rng = np.random.default_rng((state.options.seed, n, i))
+            count = max(patches * samples.batch, 2 * c.weight.shape[2] // samples.feeds)
+            for x, y in zip(xs, ys, strict=True):
+                where = picks(y.shape, c.form.out_axis(y.ndim), -(-count // len(xs)), rng)
+                yield c, c.form.patches(x, where, c.shape)
 
 
 def _batches(consumers: Sequence[Consumer]) -> Iterator[list[Consumer]]:
