@@ -137,32 +137,31 @@ def _shape_option(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--std", metavar="A,B,C", help="Per channel, for images.")
 @click.option("--layout", type=click.Choice(["NCHW", "NHWC"]), help="For images, where the shape leaves it open.")
 @click.option(
-    "--eval", "evaluation", metavar="MODULE:FUNCTION", help="A function of an .onnx path, called before and after."
+    "--eval", metavar="MODULE:FUNCTION", help="A function of an .onnx path, called before and after."
 )
+@click.option("--report", type=click.Path(dir_okay=False, path_type=Path), metavar="OUT.html",
+              help="Also write a report to look at: one HTML file that needs nothing else.")  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output, for machines.")
 @_shape_option
 def run(model: str, output: Path | None, align: str, mean: str | None, std: str | None, shapes: tuple[str, ...],
-        evaluation: str | None, as_json: bool, **options: Any) -> None:  # fmt: skip
-    """Cut MODEL, prove the cut, write OUT.onnx and OUT.plan.json."""
-    from graphprune.pipeline import evaluate, prune
+        report: Path | None, as_json: bool, **options: Any) -> None:  # fmt: skip
+    """Cut MODEL, prove the cut, write OUT.onnx and OUT.plan.json (and a report, if asked)."""
+    from graphprune.pipeline import prune
     from graphprune.printing import Display, print_result
     from graphprune.writing import check_output
 
     if not (align.isascii() and align.isdigit()) or int(align) < 1:
         raise click.UsageError(f"--align {align}: a whole number of 1 or more ('auto' needs a device: not yet)")
     output = Path(f"{Path(model).stem}.pruned.onnx") if output is None else output
-    check_output(model, output)
+    check_output(model, output, report)
     with Display(quiet=as_json) as display:
         result = prune(
             model, passes=options.pop("passes") or ("l1",), progress=display.progress, align=int(align),
             mean=_numbers("--mean", mean), std=_numbers("--std", std), shapes=_shapes(model, shapes), **options,
         )  # fmt: skip
-        if evaluation is not None:
-            display.progress("evaluating", 0.0)
-            evaluate(result, evaluation)
         display.progress("writing", 0.0)
-        files = result.save(output)
+        files = result.save(output, report)
     if as_json:
         click.echo(json.dumps(_summary(result, files)))
     else:

@@ -67,19 +67,43 @@ class Result:
         assert self.state.plan is not None
         return self.state.plan
 
-    def save(self, path: str | os.PathLike[str]) -> list[Path]:
-        """Write ``path`` and its ``.plan.json``, both or neither.
+    def save(self, path: str | os.PathLike[str], report: str | os.PathLike[str] | None = None) -> list[Path]:
+        """Write ``path``, its ``.plan.json`` and, if asked, a ``report`` (see :meth:`report`): all or none.
 
         Raises
         ------
         OutputError
-            It cannot be written, or would overwrite the source.
+            One of them cannot be written, or would overwrite the source.
         """
         path = Path(path)
-        with writer.Transaction(protect=self.state.loaded.model.meta.get(SOURCE_FILES, ())) as transaction:
+        with self._transaction() as transaction:
             files = writer.stage(self.model, path, transaction)
             transaction.write(plan_path(path), self.plan.dumps().encode())
-            return [*files, plan_path(path)]
+            if report is not None:
+                self._stage_report(report, transaction)
+            return [*files, plan_path(path), *([] if report is None else [Path(report)])]
+
+    def report(self, path: str | os.PathLike[str]) -> Path:
+        """Write what was decided and found as one HTML file that needs nothing else.
+
+        Raises
+        ------
+        OutputError
+            It cannot be written, would overwrite the source, or is not named as an HTML file.
+        """
+        with self._transaction() as transaction:
+            self._stage_report(path, transaction)
+        return Path(path)
+
+    def _transaction(self) -> writer.Transaction:
+        return writer.Transaction(protect=self.state.loaded.model.meta.get(SOURCE_FILES, ()))
+
+    def _stage_report(self, path: str | os.PathLike[str], transaction: writer.Transaction) -> None:
+        from graphprune.report import check_name, render
+
+        check_name(path)
+        transaction.check(path)
+        transaction.write(path, render(self.state, self.plan))
 
     def proto(self) -> onnx.ModelProto:
         """The smaller model as an ``onnx.ModelProto``."""
@@ -235,6 +259,7 @@ def inspect(source: Any, *, shapes: Mapping[str, tuple[int, ...]] | None = None)
 
 def evaluate(result: Result, target: str) -> None:
     """Call the user's ``MODULE:FUNCTION`` on the source and on the cut model."""
+    result.state.progress("evaluating", 0.0)
     module, colon, name = target.partition(":")
     if not colon:
         raise UsageError(f"--eval '{target}': write MODULE:FUNCTION, a function of the path of an .onnx file")

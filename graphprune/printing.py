@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from graphprune.plan import Plan
 
 #: Figures of a fidelity report: key, what it is, and its format.
-_FIDELITY = (
+FIDELITY = (
     ("rel_mse", "squared error, share of the variance", ".3g"),
     ("top1", "same best class", ".1%"),
     ("kl", "KL divergence, nats", ".3g"),
@@ -79,7 +79,7 @@ def print_result(result: Result, files: list[Path]) -> None:
     for key, label in (("macs", "MACs"), ("params", "parameters"), ("bytes", "weight bytes")):
         before, after = plan.before[key], plan.after[key]
         table.add_row(label, human(before), human(after), f"{after / before:.1%}" if before else "-")
-    for key, source, now in _evaluations(state):
+    for key, source, now in evaluations(state):
         table.add_row(key, f"{source:.4g}", f"{now:.4g}", "")
     console.print(table)
     console.print()
@@ -126,7 +126,7 @@ def _print_fidelity(console: Console, plan: Plan) -> None:
         console.print(f"  {what}: {unit} " + ("" if then is None else f"{then:{form}} -> ") + f"{now:{form}}")
 
     def shown(earlier: Mapping[str, Any] | None, now: Mapping[str, Any], what: str) -> None:
-        for key, unit, form in _FIDELITY:
+        for key, unit, form in FIDELITY:
             if key in now:
                 line(what, unit, None if earlier is None else earlier.get(key), now[key], form)
 
@@ -137,7 +137,8 @@ def _print_fidelity(console: Console, plan: Plan) -> None:
         shown(None if before is None else before.get("boxes"), after["boxes"], f"boxes in {names}")
 
 
-def _evaluations(state: State) -> list[tuple[str, float, float]]:
+def evaluations(state: State) -> list[tuple[str, float, float]]:
+    """What the user's function gave: name, before, after."""
     before, after = state.evaluation.get("before"), state.evaluation.get("after")
     if before is None or after is None:
         return []
