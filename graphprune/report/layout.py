@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 #: Size of a box and the distances between boxes, in pixels.
-BOX_WIDTH, BOX_HEIGHT, GAP_X, GAP_Y = 196.0, 58.0, 26.0, 42.0
+BOX_WIDTH, BOX_HEIGHT, GAP_X, GAP_Y = 200.0, 62.0, 26.0, 40.0
 #: Width that a passing edge takes of a rank.
 LANE = 14.0
 #: Dummies altogether; edges that would need more go straight, the longest first.
@@ -108,36 +108,88 @@ def _order(rows: list[list[int]], above: list[list[int]], below: list[list[int]]
             place[row] = np.arange(len(row)) - len(row) / 2
 
 
-def _coordinates(
-    rows: list[list[int]], above: list[list[int]], below: list[list[int]], n: int
-) -> NDArray[np.float64]:
-    """Centres along a row: as near to the neighbours' mean as the distances allow (least squares)."""
-    from scipy.optimize import isotonic_regression
+def _coordinates(rows: list[list[int]], above: list[list[int]], below: list[list[int]], n: int) -> NDArray[np.float64]:
+    """Centres along a row, by Brandes and Koepf (2001), "Fast and simple horizontal coordinate assignment".
 
-    total = len(above)
-    width = np.where(np.arange(total) < n, BOX_WIDTH + GAP_X, LANE)
-    offsets: list[NDArray[np.float64]] = []
-    x = np.zeros(total)
-    for row in rows:
-        own = width[row]
-        offsets.append(np.concatenate([[0.0], np.cumsum((own[1:] + own[:-1]) / 2)]))
-        x[row] = offsets[-1] - offsets[-1][-1] / 2
-    # A dummy that is out of line bends an edge: it counts more than a box.
-    weights = np.where(np.arange(total) < n, 1.0, 4.0)
-    for sweep in range(2 * _SWEEPS):
-        down = sweep % 2 == 0
-        for number in range(len(rows)) if down else range(len(rows) - 1, -1, -1):
-            row = rows[number]
-            near = above if down else below
-            both = sweep >= _SWEEPS
-            wanted = np.asarray(
-                [float(np.mean(x[other])) if (other := [*near[i], *((below if down else above)[i] if both else [])]) else x[i]
-                 for i in row]
-            )  # fmt: skip
-            if len(row) == 1:
-                x[row] = wanted
+    Nodes are aligned with neighbours into straight columns, leaning to each of the four corners; the mean of the
+    middle two of the four layouts keeps all distances. Here a line from box to box goes before one that only passes.
+    """
+    width = np.where(np.arange(len(above)) < n, BOX_WIDTH + GAP_X, LANE)
+    unwanted = _conflicts(rows, above, n) | _weak(above, below, n)
+    layouts = []
+    for up in (True, False):
+        for to_left in (True, False):
+            turned = [row if to_left else row[::-1] for row in (rows if up else rows[::-1])]
+            x = _compact(turned, _align(turned, above if up else below, unwanted), width)
+            layouts.append(x if to_left else -x)
+    extents = [(float((x - width / 2).min()), float((x + width / 2).max())) for x in layouts]
+    low, high = min(extents, key=lambda extent: extent[1] - extent[0])
+    for i, x in enumerate(layouts):
+        x += low - extents[i][0] if i % 2 == 0 else high - extents[i][1]
+    middle = np.sort(np.stack(layouts), axis=0)[1:3].mean(axis=0)
+    return np.asarray(middle - (middle - (width - np.where(width > LANE, GAP_X, 0)) / 2).min(), np.float64)
+
+
+def _weak(above: list[list[int]], below: list[list[int]], n: int) -> set[tuple[int, int]]:
+    """Lines from a box to a dummy where the box has another box on that side to be in line with."""
+    out: set[tuple[int, int]] = set()
+    for box in range(n):
+        for near in (above[box], below[box]):
+            if any(other < n for other in near):
+                out.update((min(box, other), max(box, other)) for other in near if other >= n)
+    return out
+
+
+def _conflicts(rows: list[list[int]], above: list[list[int]], n: int) -> set[tuple[int, int]]:
+    """Lines that cross one between two dummies: the long edge stays straight."""
+    out: set[tuple[int, int]] = set()
+    for upper, row in zip(rows, rows[1:], strict=False):
+        place = {node: i for i, node in enumerate(upper)}
+        low, since = 0, 0
+        for i, node in enumerate(row):
+            inner = next((other for other in above[node] if other >= n), None) if node >= n else None
+            if inner is None and i < len(row) - 1:
                 continue
-            fitted = isotonic_regression(wanted - offsets[number], weights=weights[row]).x
-            x[row] = fitted + offsets[number]
-    left = float((x - np.where(np.arange(total) < n, BOX_WIDTH, LANE) / 2).min())
-    return np.asarray(x - left, np.float64)
+            high = len(upper) if inner is None else place[inner]
+            for other in row[since : i + 1]:
+                for end in above[other]:
+                    if (place[end] < low or place[end] > high) and not (other >= n and end >= n):
+                        out.add((min(other, end), max(other, end)))
+            since, low = i + 1, high
+    return out
+
+
+def _align(rows: list[list[int]], near: list[list[int]], unwanted: set[tuple[int, int]]) -> list[int]:
+    """The root of the column that each node stands in; rows and their nodes in the order in which they are placed."""
+    place = [0] * len(near)
+    for row in rows:
+        for i, node in enumerate(row):
+            place[node] = i
+    root = list(range(len(near)))
+    for row in rows:
+        last = -1
+        for node in row:
+            ends = [other for other in near[node] if (min(node, other), max(node, other)) not in unwanted]
+            ends.sort(key=place.__getitem__)
+            for other in ends[(len(ends) - 1) // 2 : len(ends) // 2 + 1]:
+                if place[other] > last:
+                    root[node], last = root[other], place[other]
+                    break
+    return root
+
+
+def _compact(rows: list[list[int]], root: list[int], width: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Centres: every column as far left as its neighbours allow, then towards its right neighbours."""
+    graph: nx.DiGraph[int] = nx.DiGraph()
+    graph.add_nodes_from(root)
+    for row in rows:
+        for a, b in zip(row, row[1:], strict=False):
+            apart = max(float(width[a] + width[b]) / 2, graph.edges.get((root[a], root[b]), {}).get("apart", 0.0))
+            graph.add_edge(root[a], root[b], apart=apart)
+    x: dict[int, float] = {}
+    order = list(nx.topological_sort(graph))
+    for block in order:
+        x[block] = max((x[other] + data["apart"] for other, _, data in graph.in_edges(block, data=True)), default=0.0)
+    for block in reversed(order):
+        x[block] = max(x[block], min((x[other] - data["apart"] for _, other, data in graph.out_edges(block, data=True)), default=x[block]))
+    return np.asarray([x[block] for block in root])

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from graphprune.coupling import Coupling
+from graphprune.coupling import Coupling, node_name
 from graphprune.frontends.onnx import plan_name
 from graphprune.passes.base import Scored, State
 from graphprune.plan import Plan
@@ -47,7 +47,7 @@ def payload(state: State, plan: Plan) -> Json:
         "evaluation": [list(row) for row in evaluations(state)][:MOST_OUTPUTS],
         "verify": plan.verify,
         "fidelity": _fidelity(plan),
-        "recovery": _recovery(plan.recovery),
+        "recovery": _recovery(plan.recovery, boxes),
         "seconds": [[name, seconds] for name, seconds in state.seconds.items()],
         "notes": [_short(note, 2000) for note in plan.notes[:MOST_NOTES]],
         "groups": _groups(plan, names, in_boxes),
@@ -113,12 +113,14 @@ def _fidelity(plan: Plan) -> Json:
     return {"samples": after["samples"], "rows": rows, "recovered": bool(before), "left_out": left}
 
 
-def _recovery(recovery: Mapping[str, Any]) -> Json:
+def _recovery(recovery: Mapping[str, Any], boxes: Sequence[Box]) -> Json:
     if not recovery:
         return {}
+    names = {node_name(box.node): box.name for box in boxes if box.node is not None}
     keys = ("layer", "op", "before", "after", "ridge", "rows", "kept")
     layers = [{key: layer.get(key) for key in keys} for layer in recovery["layers"][:MOST_LAYERS]]
     for layer in layers:
+        layer["name"] = _short(names.get(layer["layer"], str(layer["layer"])))
         layer["layer"] = _short(str(layer["layer"]))
     return {
         "mode": recovery.get("mode"), "samples": recovery.get("samples"), "used": recovery.get("used"),

@@ -6,7 +6,7 @@ function widthChart(rows) {
   return h("div", { class: "rows" }, rows.map((row) => h("div", { class: "row", tip: row.tip },
     h("div", { class: "who" }, h("span", { class: "id" }, row.id), h("button", { type: "button", class: "link", onclick: row.onclick }, row.name)),
     h("div", { class: "widthbar", style: { width: 100 * row.whole / most + "%" } }, h("i", { style: { width: 100 * row.kept / row.whole + "%" } })),
-    h("div", { class: "figures-right" }, row.whole + " → " + row.kept, h("span", { class: "muted" }, "  " + percent(row.kept / row.whole, 0))))));
+    h("div", { class: "figures-right" }, row.whole + " → " + row.kept, h("span", { class: "share muted" }, percent(row.kept / row.whole, 0))))));
 }
 
 // Counts per bin, kept above removed, with the threshold that parts them: {kept, gone, place, cut, low, high, log}.

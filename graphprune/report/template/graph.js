@@ -1,5 +1,5 @@
 // The coupling graph: layers as boxes in the order of execution, and the groups whose widths run between them.
-const BOX = { width: 196, height: 58 };
+const BOX = { width: 200, height: 62 };
 
 function graphPanel(data, groups) {
   const graph = data.graph, byId = new Map(groups.map((group) => [group.id, group]));
@@ -20,10 +20,10 @@ function graphPanel(data, groups) {
     const node = s("g", { class: "box " + box.kind, "data-box": number, transform: "translate(" + (box.x - BOX.width / 2) + " " + (box.y - BOX.height / 2) + ")",
       onclick: () => { if (!moved) pickBox(number); } },
       s("rect", { class: "frame", width: BOX.width, height: BOX.height, rx: 4 }),
-      s("text", { x: 10, y: 18 }, tail(box.name, 27)),
-      s("text", { x: 10, y: 33, class: "op" }, head(box.kind === "input" || box.kind === "output" ? box.kind : box.ops.join(" · "), 31)));
+      s("text", { x: 10, y: 18 }, tail(box.name, 25)),
+      s("text", { x: 10, y: 33, class: "op" }, head(box.kind === "input" || box.kind === "output" ? box.kind : box.ops.join(" · "), 28)));
     const shown = box.out.map((id) => byId.get(id)).filter(Boolean), room = (BOX.width - 20) / Math.max(1, Math.min(2, shown.length));
-    shown.slice(0, 2).forEach((group, i) => node.append(s("g", { class: "pill", "data-group": group.id, transform: "translate(" + (10 + i * room) + " 40)",
+    shown.slice(0, 2).forEach((group, i) => node.append(s("g", { class: "pill", "data-group": group.id, transform: "translate(" + (10 + i * room) + " 41)",
       onclick: (event) => { if (!moved) { event.stopPropagation(); pickGroup(group.id); } } },
       s("rect", { width: room - 6, height: 16, "fill-opacity": 0 }),
       s("rect", { class: "whole", width: room - 6, height: 3 }), s("rect", { class: "kept", width: (room - 6) * group.kept / group.units, height: 3 }),
@@ -32,7 +32,9 @@ function graphPanel(data, groups) {
     return node;
   }
   function curve(a, b, bends) {
-    const points = [[a.x, a.y + BOX.height / 2], ...bends, [b.x, b.y - BOX.height / 2]];
+    // Beside boxes an edge runs straight; it bends between the ranks only.
+    const half = BOX.height / 2;
+    const points = [[a.x, a.y + half], ...bends.flatMap(([x, y]) => [[x, y - half], [x, y + half]]), [b.x, b.y - half]];
     let d = "M" + points[0].join(" ");
     for (let i = 1; i < points.length; i++) {
       const [x0, y0] = points[i - 1], [x1, y1] = points[i], middle = (y0 + y1) / 2;
@@ -62,7 +64,12 @@ function graphPanel(data, groups) {
     place();
   }
   const fit = () => show(0, 0, graph.width, graph.height, 1.2, 0.02);
-  const start = () => show(0, 0, graph.width, graph.height, 1, 0.7);
+  // At first as large as the width allows, from the top, the first box in the middle if it does not fit.
+  function start() {
+    const [w] = size(), k = Math.max(0.6, Math.min(1, (w - 100) / graph.width)), whole = graph.width * k <= w;
+    at = { k, x: w / 2 - k * (whole || !graph.boxes.length ? graph.width / 2 : graph.boxes[0].x), y: 30 };
+    place();
+  }
   function lookAt(numbers) {
     const list = numbers.map((i) => graph.boxes[i]).filter(Boolean);
     if (!list.length) return;
@@ -118,7 +125,7 @@ function graphPanel(data, groups) {
   const detail = h("div", { class: "detail", "aria-live": "polite" });
   const list = h("div", { class: "list", role: "group", "aria-label": "Groups" });
   const buttons = new Map(groups.map((group) => [group.id, h("button", { type: "button", "aria-pressed": "false", "data-id": group.id, onclick: () => pickGroup(group.id) },
-    h("span", null, "g" + group.id), h("span", null, group.name), h("span", null, group.units + " → " + group.kept))]));
+    h("span", null, "g" + group.id), h("span", null, kindly(group, 25)), h("span", null, group.units + " → " + group.kept))]));
   list.append(...buttons.values());
 
   function pick(numbers, edges) {
@@ -132,7 +139,12 @@ function graphPanel(data, groups) {
   function idle() {
     detail.replaceChildren(h("p", { class: "muted" }, "Pick a group to see the tensors that it ties together, or a layer to see its groups."));
   }
-  function pickGroup(id, quiet) {
+  // Within the list only: the page stays where it is.
+  function reveal(button) {
+    const top = button.offsetTop - list.offsetTop;
+    if (top < list.scrollTop || top + button.offsetHeight > list.scrollTop + list.clientHeight) list.scrollTop = top - list.clientHeight / 2;
+  }
+  function pickGroup(id) {
     const group = byId.get(id);
     if (!group) return;
     // Joins whose output has the width stand between the layers that share it.
@@ -140,7 +152,7 @@ function graphPanel(data, groups) {
     const numbers = [...new Set([...group.boxes, ...carrying])], inside = new Set(numbers), carriers = new Set(carrying);
     pick(numbers, new Set(graph.edges.map(([a, b], i) => (carriers.has(a) && inside.has(b) ? i : -1)).filter((i) => i >= 0)));
     press([id]);
-    if (!quiet) buttons.get(id).scrollIntoView({ block: "nearest" });
+    reveal(buttons.get(id));
     const seen = numbers.map((i) => boxes[i].getBoundingClientRect()), frame = stage.getBoundingClientRect();
     // The view stays where it is while any of the group is in sight.
     if (!seen.some((box) => box.right > frame.left && box.left < frame.right && box.bottom > frame.top && box.top < frame.bottom)) lookAt(numbers);

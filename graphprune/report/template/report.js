@@ -12,7 +12,7 @@ function summary() {
   out.push(h("p", { class: "muted" }, data.groups_cut + " of " + plural(data.groups_in_all, "group") + " cut, " + (data.units[0] - data.units[1]).toLocaleString("en") + " of " + plural(data.units[0], "unit") + " removed."));
   if (data.evaluation.length) {
     out.push(h("h2", null, "Evaluation"), table([{ name: "", of: (r) => r[0] }, { name: "before", n: true, of: (r) => figure(r[1]) }, { name: "after", n: true, of: (r) => figure(r[2]) },
-      { name: "difference", n: true, of: (r) => (r[2] > r[1] ? "+" : "") + figure(r[2] - r[1]) }], data.evaluation, "narrow"));
+      { name: "difference", n: true, of: (r) => (r[2] > r[1] ? "+" : r[2] < r[1] ? "−" : "") + figure(Math.abs(r[2] - r[1])) }], data.evaluation, "narrow"));
   }
   out.push(h("h2", null, "Proof"), h("p", null, h("span", { class: "good" }, check.passed ? "Proved. " : "Not proved. "),
     "The cut model was run beside the masked original (the source with the removed slices set to zero)" + (check.samples ? " on " + plural(check.samples, "sample") : "")
@@ -55,7 +55,7 @@ function groupViews(draw, extra, key) {
 }
 function widths() {
   return groupViews((list) => widthChart(list.map((group) => ({
-    id: "g" + group.id, name: group.name, whole: group.units, kept: group.kept, onclick: () => toGraph(group.id),
+    id: "g" + group.id, name: kindly(group, 42), whole: group.units, kept: group.kept, onclick: () => toGraph(group.id),
     tip: named(group) + "\n" + plural(group.units, group.kind) + ", " + group.kept + " kept; " + (group.exact ? "exact" : "inexact") + "\n" + axes(group.members.length + group.more, "tensor "),
   }))), () => legend(["kept", "kept"], ["soft", "removed"]), "widths");
 }
@@ -66,7 +66,7 @@ function scores() {
     + (data.scores.length > 1 ? "; with several criteria their mean decides." : "."); };
   explain();
   const tile = (group) => h("div", { class: "tile" },
-    h("div", { class: "caption" }, h("span", { class: "muted" }, "g" + group.id), h("button", { type: "button", class: "link", onclick: () => toGraph(group.id) }, group.name)),
+    h("div", { class: "caption" }, h("span", { class: "muted" }, "g" + group.id), h("button", { type: "button", class: "link", onclick: () => toGraph(group.id) }, kindly(group, 28))),
     histogram(chosen.groups[group.id], chosen.unit));
   const choice = (show) => data.scores.length > 1 && chooser("Criterion", data.scores.map((one, i) => [String(i), one.name]), (value) => { chosen = data.scores[Number(value)]; explain(); show(); });
   const views = groupViews((list) => h("div", { class: "tiles" }, list.filter((group) => chosen.groups[group.id]).map(tile)), choice, "scores");
@@ -74,7 +74,7 @@ function scores() {
 }
 function recovery() {
   const found = data.recovery;
-  const layers = found.layers.map((layer) => ({ ...layer, name: layer.layer, tip: layer.layer + " (" + layer.op + ")\nerror " + figure(layer.before) + " → " + figure(layer.after)
+  const layers = found.layers.map((layer) => ({ ...layer, tip: layer.layer + " (" + layer.op + ")\nerror " + figure(layer.before) + " → " + figure(layer.after)
     + "\n" + (layer.kept ? "fitted" + (layer.ridge === null ? "" : ", ridge " + figure(layer.ridge)) : "left as cut: no gain on held-out samples") }));
   return [h("h2", null, "Error of each layer"), h("p", { class: "muted" }, "Squared error on held-out samples as a share of the outputs' variance, as cut and after the fit; " + plural(found.samples, "sample") + ", mode " + found.mode + "."),
     found.used === false && h("p", null, "Recovery did not help, and the plain cut was written."),
@@ -92,7 +92,7 @@ function frozen() {
     holder.replaceChildren(...hits.map(([one, entries, whole]) => {
       const inner = h("div");
       const details = h("details", { ontoggle: () => { if (details.open && !inner.firstChild) inner.append(table(columns(query), entries), one.more > 0 ? h("p", { class: "muted" }, axes(one.more, "more ") + " (in the plan file)") : ""); } },
-        h("summary", null, h("span", null, marked(one.reason, query), one.op && h("span", { class: "muted" }, " · " + one.op)), h("span", { class: "muted" }, (whole ? one.axes : entries.length) + (one.axes === 1 ? " axis" : " axes"))), inner);
+        h("summary", null, h("span", null, marked(one.reason, query), one.op && !one.reason.includes(one.op) && h("span", { class: "muted" }, " · " + one.op)), h("span", { class: "muted" }, (whole ? one.axes : entries.length) + (one.axes === 1 ? " axis" : " axes"))), inner);
       details.open = query !== "" && !whole;
       return details;
     }), ...(hits.length ? [] : [h("p", { class: "muted" }, "Nothing matches.")]));
