@@ -10,6 +10,7 @@ import base64
 import hashlib
 import html
 import json
+import os
 from importlib.resources import files
 from pathlib import Path
 from string import Template
@@ -47,7 +48,7 @@ def page(data: dict[str, Any]) -> bytes:
     )
 
 
-def check_name(path: str | Path) -> None:
+def check_name(path: str | os.PathLike[str]) -> None:
     """Raise :class:`OutputError` for a name that is no HTML file's."""
     if Path(path).suffix.lower() not in SUFFIXES:
         raise OutputError(f"--report {path}: give a name that ends in .html")

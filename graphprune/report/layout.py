@@ -6,6 +6,7 @@ number is bounded.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -41,7 +42,7 @@ def layered(n: int, edges: Sequence[tuple[int, int]]) -> Layout:
     rank = _ranks(n, edges)
     chains, ranks = _with_dummies(n, edges, rank)
     total = len(ranks)
-    links = [(a, b) for chain in chains for a, b in zip(chain, chain[1:], strict=False) if ranks[b] == ranks[a] + 1]
+    links = [(a, b) for chain in chains for a, b in itertools.pairwise(chain) if ranks[b] == ranks[a] + 1]
     above: list[list[int]] = [[] for _ in range(total)]
     below: list[list[int]] = [[] for _ in range(total)]
     for a, b in links:
@@ -143,7 +144,7 @@ def _weak(above: list[list[int]], below: list[list[int]], n: int) -> set[tuple[i
 def _conflicts(rows: list[list[int]], above: list[list[int]], n: int) -> set[tuple[int, int]]:
     """Lines that cross one between two dummies: the long edge stays straight."""
     out: set[tuple[int, int]] = set()
-    for upper, row in zip(rows, rows[1:], strict=False):
+    for upper, row in itertools.pairwise(rows):
         place = {node: i for i, node in enumerate(upper)}
         low, since = 0, 0
         for i, node in enumerate(row):
@@ -183,7 +184,7 @@ def _compact(rows: list[list[int]], root: list[int], width: NDArray[np.float64])
     graph: nx.DiGraph[int] = nx.DiGraph()
     graph.add_nodes_from(root)
     for row in rows:
-        for a, b in zip(row, row[1:], strict=False):
+        for a, b in itertools.pairwise(row):
             apart = max(float(width[a] + width[b]) / 2, graph.edges.get((root[a], root[b]), {}).get("apart", 0.0))
             graph.add_edge(root[a], root[b], apart=apart)
     x: dict[int, float] = {}
@@ -191,5 +192,6 @@ def _compact(rows: list[list[int]], root: list[int], width: NDArray[np.float64])
     for block in order:
         x[block] = max((x[other] + data["apart"] for other, _, data in graph.in_edges(block, data=True)), default=0.0)
     for block in reversed(order):
-        x[block] = max(x[block], min((x[other] - data["apart"] for _, other, data in graph.out_edges(block, data=True)), default=x[block]))
+        rights = (x[other] - data["apart"] for _, other, data in graph.out_edges(block, data=True))
+        x[block] = max(x[block], min(rights, default=x[block]))
     return np.asarray([x[block] for block in root])

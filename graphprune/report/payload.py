@@ -145,10 +145,11 @@ def _boxes_of_groups(coupling: Coupling, boxes: Sequence[Box]) -> list[list[int]
     for number, box in enumerate(boxes):
         for tensor in box.tensors:
             users.setdefault(tensor, []).append(number)
-    return [
-        sorted({number for value in dict.fromkeys(value for value, _ in group.members) for number in users.get(value, ())})
-        for group in coupling.groups
-    ]
+    out = []
+    for group in coupling.groups:
+        tensors = {value for value, _ in group.members}
+        out.append(sorted({number for value in tensors for number in users.get(value, ())[:MOST_MEMBERS]}))
+    return out
 
 
 def _groups(plan: Plan, names: Sequence[str], in_boxes: Sequence[Sequence[int]]) -> list[Json]:

@@ -1,11 +1,11 @@
 // Charts that any report of ours can use: each takes plain rows and gives an element.
 
-// Rows of {id, name, whole, kept, tip, onclick}: how wide each was and is, to one scale.
-function widthChart(rows) {
+// Rows of {id, name, whole, kept, tip, onclick}: how wide each was and is, to one scale or each to its own.
+function widthChart(rows, own) {
   const most = Math.max(1, ...rows.map((row) => row.whole));
   return h("div", { class: "rows" }, rows.map((row) => h("div", { class: "row", tip: row.tip },
     h("div", { class: "who" }, h("span", { class: "id" }, row.id), h("button", { type: "button", class: "link", onclick: row.onclick }, row.name)),
-    h("div", { class: "widthbar", style: { width: 100 * row.whole / most + "%" } }, h("i", { style: { width: 100 * row.kept / row.whole + "%" } })),
+    h("div", { class: "widthbar", style: { width: own ? "100%" : 100 * row.whole / most + "%" } }, h("i", { style: { width: 100 * row.kept / row.whole + "%" } })),
     h("div", { class: "figures-right" }, row.whole + " → " + row.kept, h("span", { class: "share muted" }, percent(row.kept / row.whole, 0))))));
 }
 

@@ -12,7 +12,7 @@ function summary() {
   out.push(h("p", { class: "muted" }, data.groups_cut + " of " + plural(data.groups_in_all, "group") + " cut, " + (data.units[0] - data.units[1]).toLocaleString("en") + " of " + plural(data.units[0], "unit") + " removed."));
   if (data.evaluation.length) {
     out.push(h("h2", null, "Evaluation"), table([{ name: "", of: (r) => r[0] }, { name: "before", n: true, of: (r) => figure(r[1]) }, { name: "after", n: true, of: (r) => figure(r[2]) },
-      { name: "difference", n: true, of: (r) => (r[2] > r[1] ? "+" : r[2] < r[1] ? "−" : "") + figure(Math.abs(r[2] - r[1])) }], data.evaluation, "narrow"));
+      { name: "difference", n: true, of: (r) => (r[1] === null || r[2] === null) ? "–" : (r[2] > r[1] ? "+" : r[2] < r[1] ? "−" : "") + figure(Math.abs(r[2] - r[1])) }], data.evaluation, "narrow"));
   }
   out.push(h("h2", null, "Proof"), h("p", null, h("span", { class: "good" }, check.passed ? "Proved. " : "Not proved. "),
     "The cut model was run beside the masked original (the source with the removed slices set to zero)" + (check.samples ? " on " + plural(check.samples, "sample") : "")
@@ -54,10 +54,11 @@ function groupViews(draw, extra, key) {
   return [h("div", { class: "bar-of-controls" }, searchBox("Search groups and tensors", (text) => { query = text; show(); }, key + "-search"), chooser("Sort by", orders, (value) => { order = value; show(); }), extra && extra(show)), leftOut(), holder];
 }
 function widths() {
+  let own = false;
   return groupViews((list) => widthChart(list.map((group) => ({
     id: "g" + group.id, name: kindly(group, 42), whole: group.units, kept: group.kept, onclick: () => toGraph(group.id),
     tip: named(group) + "\n" + plural(group.units, group.kind) + ", " + group.kept + " kept; " + (group.exact ? "exact" : "inexact") + "\n" + axes(group.members.length + group.more, "tensor "),
-  }))), () => legend(["kept", "kept"], ["soft", "removed"]), "widths");
+  })), own), (show) => [chooser("Bars", [["", "to one scale"], ["own", "share kept"]], (value) => { own = value !== ""; show(); }), legend(["kept", "kept"], ["soft", "removed"])], "widths");
 }
 function scores() {
   let chosen = data.scores[0];

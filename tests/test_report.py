@@ -1,0 +1,466 @@
+"""The HTML report: what it holds, that nothing of a model is read as markup, and how it behaves in a browser."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner, Result
+from onnx import TensorProto, helper, numpy_helper
+
+import graphprune as gp
+from graphprune import pipeline
+from graphprune.cli import cli
+from graphprune.errors import OutputError
+from graphprune.options import Options
+from graphprune.report import layout, payload
+from graphprune.report.layout import BOX_WIDTH, layered
+from graphprune.report.payload import histogram
+from graphprune.report.recipe import command_line
+from tests.nets import folded_residual, two_convs
+
+EVIL = "</script><script>window.bad=1</script><img src=x onerror='window.bad=1'>\"'&\u2028 é 漢 🙂"
+
+
+def call(*args: object) -> Result:
+    return CliRunner().invoke(cli, [str(arg) for arg in args])
+
+
+def data_of(page: str) -> dict[str, Any]:
+    """The data that a page holds, read as a browser does."""
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
+    assert found is not None
+    return dict(json.loads(found[1]))
+
+
+@pytest.fixture(scope="module")
+def digits_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The report and the plan of a whole run of the example."""
+    folder, root = tmp_path_factory.mktemp("report"), Path(__file__).resolve().parent.parent / "examples" / "digits"
+    done = call("run", root / "digits.onnx", "-o", folder / "cut.onnx", "--pass", "l1", "--pass", "recover", "--rate", 0.4,
+                "--data", root / "digits_calibration.npz", "--samples", 64, "--eval", "examples.digits.evaluate:accuracy",
+                "--report", folder / "report.html", "--json")  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["files"][-1] == str(folder / "report.html")
+    return folder / "report.html", folder / "cut.plan.json"
+
+
+# ---------------------------------------------------------------------------------------------------- content
+def test_it_holds_what_the_plan_holds(digits_run: tuple[Path, Path]) -> None:
+    page, plan = digits_run[0].read_text(), json.loads(digits_run[1].read_text())
+    data = data_of(page)
+    assert [row[1:] for row in data["costs"]] == [[plan["before"][k], plan["after"][k]] for k in ("macs", "params", "bytes")]
+    assert [(g["id"], g["units"], g["kept"]) for g in data["groups"]] == [(g["id"], g["units"], g["kept"]) for g in plan["groups"]]
+    assert [[m[:2] for m in g["members"]] for g in data["groups"]] == [g["members"] for g in plan["groups"]]
+    assert sum(entry["axes"] for entry in data["frozen"]) == len(plan["frozen"])
+    assert data["verify"]["passed"] and data["verify"]["max_rel_error"] <= data["verify"]["tolerance"]
+    assert [layer["layer"] for layer in data["recovery"]["layers"]] == [layer["layer"] for layer in plan["recovery"]["layers"]]
+    assert "block1.first.conv" in [layer["name"] for layer in data["recovery"]["layers"]]
+    assert [row[0] for row in data["evaluation"]] == ["accuracy", "loss"]
+    assert {row["measure"] for row in data["fidelity"]["rows"]} >= {"same best class"} and data["fidelity"]["recovered"]
+    assert {"select", "verify", "recover"} <= {name for name, _ in data["seconds"]}
+    assert data["notes"] == plan["notes"]
+    assert data["model"]["sha256"] == plan["source"]["sha256"]
+
+
+def test_it_asks_nothing_of_the_network_and_is_small(digits_run: tuple[Path, Path]) -> None:
+    page = digits_run[0].read_text()
+    without = page.replace("http://www.w3.org/2000/svg", "")
+    assert not re.search(r"https?://|@import|url\(|<link|src=", without)
+    assert "default-src 'none'" in page and "unsafe-inline" not in page
+    assert len(page) < 200_000
+
+
+def test_scores_by_group_with_the_threshold(digits_run: tuple[Path, Path]) -> None:
+    data = data_of(digits_run[0].read_text())
+    (found,) = data["scores"]
+    assert (found["name"], found["unit"]) == ("l1", "L1")
+    for group in data["groups"]:
+        one = found["groups"][str(group["id"])]
+        assert (sum(one["kept"]), sum(one["gone"])) == (group["kept"], group["units"] - group["kept"])
+        assert one["low"] < one["cut"] < one["high"] and 0 < one["place"] < 1
+
+
+def test_histograms_worked_by_hand() -> None:
+    gone = np.asarray([True, True, False, False])
+    one = histogram(np.asarray([0.0, 1.0, 3.0, 4.0]), gone, bins=4)
+    assert (one["gone"], one["kept"], one["cut"], one["place"], one["log"]) == ([1, 1, 0, 0], [0, 0, 0, 2], 2.0, 0.5, False)
+    mixed = histogram(np.asarray([0.0, 3.0, 1.0, 4.0]), gone, bins=4)
+    assert mixed["cut"] is None
+    decades = histogram(np.asarray([1e-4, 1e-3, 1e-1, 1.0]), gone, bins=4)
+    assert decades["log"] and decades["cut"] == pytest.approx(1e-2) and decades["gone"] == [1, 1, 0, 0]
+    same = histogram(np.full(4, 2.0), gone, bins=4)
+    assert sum(same["kept"]) == sum(same["gone"]) == 2
+    assert histogram(np.asarray([-1.0]), np.asarray([False]))["cut"] is None
+
+
+def test_the_graph_draws_layers_and_joins_with_their_groups() -> None:
+    result = gp.prune(folded_residual(), rate=0.5)
+    graph = payload.payload(result.state, result.plan)["graph"]
+    names = [(box["kind"], box["name"], box["ops"]) for box in graph["boxes"]]
+    assert [kind for kind, *_ in names] == ["input", "layer", "layer", "join", "layer", "output"]
+    assert names[1][2] == ["Conv", "Relu"]
+    assert [edge[:2] for edge in graph["edges"]] == [[0, 1], [1, 2], [1, 3], [2, 3], [3, 4], [4, 5]]
+    # Both convolutions and their sum are one width.
+    assert [box["out"] for box in graph["boxes"]] == [[], [0], [0], [0], [], []]
+    assert [box["groups"] for box in graph["boxes"]] == [[], [0], [0], [], [0], []]
+
+
+# ---------------------------------------------------------------------------------------------------- layout
+def test_boxes_do_not_overlap_and_edges_lead_down() -> None:
+    rng = np.random.default_rng(3)
+    n = 150
+    edges = sorted({(int(rng.integers(max(0, b - 9), b)), b) for b in range(1, n) for _ in range(2)} | {(0, n - 1)})
+    found = layered(n, edges)
+    rows: dict[float, list[float]] = {}
+    for x, y in found.centres:
+        rows.setdefault(y, []).append(x)
+    for row in rows.values():
+        assert (np.diff(sorted(row)) >= BOX_WIDTH).all()
+    for (a, b), bends in zip(edges, found.bends, strict=True):
+        heights = [found.centres[a][1], *(y for _, y in bends), found.centres[b][1]]
+        assert (np.diff(heights) > 0).all()
+        for x, y in bends:
+            assert all(abs(x - other) >= BOX_WIDTH / 2 for other in rows[y]), "an edge runs through a box"
+    assert min(x for x, _ in found.centres) >= BOX_WIDTH / 2 and max(x for x, _ in found.centres) <= found.width
+
+
+def test_a_chain_beside_long_edges_is_straight() -> None:
+    edges = [(i, i + 1) for i in range(12)] + [(0, 4), (4, 8), (8, 12)]
+    assert len({x for x, _ in layered(13, edges).centres}) == 1
+
+
+def test_layouts_of_nothing_and_of_many_long_edges(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert layered(0, []).centres == []
+    assert layered(2, []).centres[0] != layered(2, []).centres[1]
+    monkeypatch.setattr(layout, "MOST_DUMMIES", 50)
+    dense = [(a, b) for b in range(40) for a in range(b)]
+    assert sum(map(len, layered(40, dense).bends)) <= 50
+
+
+# ---------------------------------------------------------------------------------------------------- hostile names
+def hostile() -> onnx.ModelProto:
+    model = two_convs()
+    names = {value.name: f"{value.name}.{EVIL}" for value in [*model.graph.initializer, *model.graph.input, *model.graph.output]}
+    for value in [*model.graph.initializer, *model.graph.input, *model.graph.output]:
+        value.name = names[value.name]
+    for i, node in enumerate(model.graph.node):
+        node.name = f"n{i}{EVIL}"
+        for values in (node.input, node.output):
+            values[:] = [names.get(name, name) for name in values]
+    return model
+
+
+def test_names_of_a_model_are_never_markup(tmp_path: Path) -> None:
+    source = tmp_path / "<b onclick='bad()'>&.onnx"
+    onnx.save(hostile(), source)
+    page = gp.prune(source, rate=0.5).report(tmp_path / "o.html").read_text()
+    assert "onerror" in page and "<img" not in page and page.count("</script>") == 2
+    assert "<title>&lt;b onclick=&#x27;bad()&#x27;&gt;&amp;.onnx" in page
+    data = data_of(page)
+    assert data["model"]["name"] == source.name
+    assert EVIL in data["groups"][0]["members"][0][0]
+
+
+def test_numbers_that_are_not_finite_are_null(tmp_path: Path) -> None:
+    result = gp.prune(two_convs(), rate=0.5)
+    result.state.evaluation = {"before": float("nan"), "after": {"x": 1.0}}["before"] and {"before": float("nan"), "after": float("inf")}
+    data = data_of(result.report(tmp_path / "o.html").read_text())
+    assert data["evaluation"] == [["evaluation", None, None]]
+
+
+# ---------------------------------------------------------------------------------------------------- huge networks
+def chain(n: int) -> onnx.ModelProto:
+    """``n`` matrix products behind each other, each group of its own."""
+    rng = np.random.default_rng(0)
+    nodes, weights = [], []
+    for i in range(n):
+        weights.append(numpy_helper.from_array(rng.standard_normal((3, 3)).astype(np.float32) / 2, f"layer{i}.weight"))
+        nodes.append(helper.make_node("MatMul", [f"v{i}" if i else "x", f"layer{i}.weight"], [f"v{i + 1}" if i < n - 1 else "y"]))
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, 3]) for name in "xy")
+    return helper.make_model(helper.make_graph(nodes, "chain", [x], [y], weights), opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def test_huge_networks_are_capped_and_say_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name, value in (("MOST_BOXES", 40), ("MOST_GROUPS", 30), ("MOST_LISTED", 45), ("MOST_FROZEN", 3), ("MOST_AXES", 2)):
+        monkeypatch.setattr(payload, name, value)
+    result = gp.prune(chain(120), rate=0.4, scope="group")
+    data = payload.payload(result.state, result.plan)
+    assert len(data["graph"]["boxes"]) == 40 and data["graph"]["boxes_in_all"] == 122
+    assert all(max(edge[:2]) < 40 for edge in data["graph"]["edges"]) and data["graph"]["edges_left_out"] == 121 - 39
+    assert len(data["groups"]) == 30 and data["groups_in_all"] == 119
+    assert sum(len(group["members"]) for group in data["groups"]) == 45
+    assert all(len(group["members"]) + group["more"] == 2 for group in data["groups"])
+    assert sum(len(entry["entries"]) for entry in data["frozen"]) <= 3
+    assert all(len(entry["entries"]) + entry["more"] == entry["axes"] for entry in data["frozen"])
+
+
+def test_a_long_network_makes_a_small_file_soon(tmp_path: Path) -> None:
+    result = gp.prune(chain(2500), rate=0.4, scope="group")
+    start = time.perf_counter()
+    path = result.report(tmp_path / "o.html")
+    assert time.perf_counter() - start < 20  # a second or two; quadratic work would take minutes
+    assert path.stat().st_size < 3_000_000
+
+
+def test_long_names_keep_both_ends() -> None:
+    assert payload._short("a" * 300 + "end").endswith("end") and len(payload._short("a" * 1000)) <= payload.LONGEST + 1
+
+
+# ---------------------------------------------------------------------------------------------------- the recipe
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--pass", "l1", "--rate", "0.3"],
+        ["--pass", "random", "--pass", "entropy{reading=conv}", "--budget", "macs=0.6", "--scope", "group", "--align", "2"],
+        ["--pass", "l2", "--keep", "w3*", "--keep", "b1", "--exact", "--seed", "7", "--shape", "x=2x3x8x8", "--floor", "0.25"],
+    ],
+)
+def test_the_command_repeats_the_run(args: list[str], tmp_path: Path) -> None:
+    source = tmp_path / "it's a model.onnx"
+    onnx.save(two_convs(), source)
+    first = call("run", source, "-o", tmp_path / "a.onnx", *args, "--report", tmp_path / "a.html")
+    assert first.exit_code == 0, first.output
+    words = shlex.split(data_of((tmp_path / "a.html").read_text())["recipe"]["command"])
+    assert words[:2] == ["graphprune", "run"]
+    again = call(*words[1:], "-o", tmp_path / "b.onnx")
+    assert again.exit_code == 0, again.output
+    assert (tmp_path / "a.plan.json").read_text() == (tmp_path / "b.plan.json").read_text()
+    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+
+
+def test_commands_of_other_options() -> None:
+    options = Options(passes=("l1",), data="d.npz", mean=(0.5, 0.25), layout="NHWC", eval="m:f").to_json()
+    line = command_line(options, None)
+    assert line == "graphprune run MODEL.onnx --pass l1 --data d.npz --mean 0.5,0.25 --layout NHWC --eval m:f"
+
+
+# ---------------------------------------------------------------------------------------------------- writing
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "model.html"  # a model may be called anything
+    onnx.save(two_convs(), path)
+    return path
+
+
+def test_a_report_never_overwrites_the_source(source: Path, tmp_path: Path) -> None:
+    before = source.read_bytes()
+    link = tmp_path / "link.html"
+    link.symlink_to(source)
+    for report in (source, link):
+        done = call("run", source, "-o", tmp_path / "o.onnx", "--report", report)
+        assert done.exit_code == 2 and "is the source file" in done.stderr
+        with pytest.raises(OutputError, match="is the source file"):
+            gp.prune(source).report(report)
+    assert source.read_bytes() == before and not (tmp_path / "o.onnx").exists()
+
+
+@pytest.mark.parametrize(("name", "message"), [("o.txt", "ends in .html"), ("none/o.html", "does not exist"), (".", "is a directory")])
+def test_names_that_cannot_be_written_are_told_before_the_work(source: Path, tmp_path: Path, name: str, message: str,
+                                                               monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    monkeypatch.setattr(pipeline, "prune", lambda *_, **__: pytest.fail("the work was done first"))
+    done = call("run", source, "-o", tmp_path / "o.onnx", "--report", tmp_path / name)
+    assert done.exit_code == 2 and message in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.html"]
+
+
+def test_model_plan_and_report_are_written_together_or_not_at_all(source: Path, tmp_path: Path,
+                                                                  monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    result = gp.prune(source)
+    (tmp_path / "o.html").write_text("older")
+
+    def fail(*_: object) -> bytes:
+        raise RuntimeError("no report")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("graphprune.report.render", fail)
+        with pytest.raises(RuntimeError):
+            result.save(tmp_path / "o.onnx", report=tmp_path / "o.html")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.html", "o.html"]
+    assert (tmp_path / "o.html").read_text() == "older"
+    files = result.save(tmp_path / "o.onnx", report=tmp_path / "o.html")
+    assert files == [tmp_path / name for name in ("o.onnx", "o.plan.json", "o.html")]
+    assert (tmp_path / "o.html").read_text().startswith("<!doctype html>")
+
+
+# ---------------------------------------------------------------------------------------------------- in a browser
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+DRIVER = shutil.which("chromedriver")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    if CHROMIUM is None or DRIVER is None:
+        pytest.skip("no chromium with chromedriver here: apt-get install chromium chromium-driver")
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed: pip install graphprune[test]")
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--window-size=1280,900"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    driver.implicitly_wait(5)
+    yield driver
+    driver.quit()
+
+
+class Page:
+    """A report in the browser, by what a reader does."""
+
+    def __init__(self, driver: Any, path: Path) -> None:
+        self.driver = driver
+        driver.get_log("browser")
+        driver.get(path.resolve().as_uri())
+
+    def all(self, css: str) -> list[Any]:
+        return list(self.driver.find_elements("css selector", css))
+
+    def one(self, css: str) -> Any:
+        return self.driver.find_element("css selector", css)
+
+    def open(self, name: str) -> None:
+        self.one(f"#tab-{name}").click()
+        assert self.one(f"#{name}").is_displayed()
+
+    def search(self, name: str, text: str) -> None:
+        field = self.one(f"#{name}-search")
+        self.driver.execute_script("arguments[0].value = ''", field)
+        field.send_keys(text)
+
+    def log(self) -> list[str]:
+        return [entry["message"] for entry in self.driver.get_log("browser")]
+
+
+def test_it_is_clicked_through(browser: Any, digits_run: tuple[Path, Path]) -> None:
+    page = Page(browser, digits_run[0])
+    assert page.one("#name").text == "digits.onnx"
+    summary = page.one("#summary").text
+    for text in ("MACs kept", "Proved.", "accuracy", "same best class", "recover"):
+        assert text in summary
+    # Every tab shows its part alone, by mouse and by keyboard.
+    tabs = [tab.get_attribute("id").removeprefix("tab-") for tab in page.all("[role=tab]")]
+    assert tabs == ["summary", "widths", "scores", "recovery", "frozen", "graph", "recipe"]
+    for name in tabs:
+        page.open(name)
+        assert [s.get_attribute("id") for s in page.all("main > section") if s.is_displayed()] == [name]
+        assert page.one(f"#tab-{name}").get_attribute("aria-selected") == "true"
+    page.one("#tab-recipe").send_keys("\ue014")  # right arrow: round to the first
+    assert page.one("#summary").is_displayed() and browser.switch_to.active_element.get_attribute("id") == "tab-summary"
+
+    page.open("widths")
+    assert len(page.all("#widths .row")) == 6
+    page.one("#widths select").send_keys("width")
+    assert page.one("#widths .row .who").text.startswith("g2")
+    page.search("widths", "block3.first")
+    assert [row.text.split()[1] for row in page.all("#widths .row")] == ["block2.project.conv", "block3.first.conv"]
+
+    page.open("scores")
+    assert len(page.all("#scores .tile")) == 6 and page.all("#scores line.cut")
+    page.open("recovery")
+    assert "block1.first.conv" in page.one("#recovery").text
+    page.open("frozen")
+    assert "kernel axis of Conv" in page.one("#frozen").text
+    page.search("frozen", "classifier.weight")
+    assert all("classifier.weight" in code.text for code in page.all("#frozen td:first-child code"))
+    assert page.all("#frozen mark") and "kernel axis" not in page.one("#frozen").text
+    page.open("recipe")
+    assert "--pass l1 --pass recover" in page.one("#command").text
+    assert page.log() == []
+
+
+def test_the_graph_zooms_searches_and_shows_members(browser: Any, digits_run: tuple[Path, Path]) -> None:
+    page = Page(browser, digits_run[0])
+    data = data_of(digits_run[0].read_text())
+    page.open("graph")
+    assert len(page.all("#graph g.box")) == len(data["graph"]["boxes"])
+
+    # A click on a width picks its group: its members are listed, its layers stand out, the rest does not.
+    page.one("#graph g.box[data-box='1'] g.pill").click()
+    group = data["groups"][0]
+    shown = [item.text for item in page.all("#graph .members .mono")]
+    assert shown == [name for name, *_ in group["members"]]
+    on = {int(box.get_attribute("data-box")) for box in page.all("#graph g.box.on")}
+    assert set(group["boxes"]) <= on < set(range(len(data["graph"]["boxes"])))
+    assert page.all("#graph path.on")
+    assert [b.get_attribute("data-id") for b in page.all("#graph .list button[aria-pressed=true]")] == ["0"]
+    # From the list, too, and a layer tells its groups.
+    page.one("#graph .list button[data-id='1']").click()
+    assert "Group 1" in page.one("#graph .detail h3").text
+    page.one("#graph g.box[data-box='1'] text").click()
+    assert page.one("#graph .detail h3").text == data["graph"]["boxes"][1]["name"]
+
+    transform = "return document.querySelector('#graph svg.drawing > g').getAttribute('transform')"
+    scale = lambda: float(re.search(r"scale\((.*)\)", browser.execute_script(transform))[1])  # type: ignore[index]  # noqa: E731
+    start = scale()
+    page.one("#graph [aria-label='Zoom in']").click()
+    assert scale() > start
+    page.one("#graph [aria-label='Zoom out']").click()
+    assert scale() == pytest.approx(start)
+    drawing, before = page.one("#graph svg.drawing"), browser.execute_script(transform)
+    drawing.send_keys("\ue015")  # arrow down moves
+    assert browser.execute_script(transform) != before and scale() == pytest.approx(start)
+    before = browser.execute_script(transform)
+    from selenium.webdriver.common.action_chains import ActionChains
+
+    ActionChains(browser).move_to_element_with_offset(drawing, -200, 0).click_and_hold().move_by_offset(30, 40).release().perform()
+    assert browser.execute_script(transform) != before
+
+    page.search("graph", "block3.first")
+    assert 0 < len(page.all("#graph g.box.found")) < len(data["graph"]["boxes"])
+    assert len([b for b in page.all("#graph .list button") if b.is_displayed()]) == 2
+    page.one("#graph-search").send_keys("\ue007")  # enter goes to the first hit
+    assert "block3.first" in page.one("#graph .detail").text
+    # A chart leads to the graph.
+    page.open("widths")
+    page.all("#widths .row button")[3].click()
+    assert page.one("#graph").is_displayed() and "Group 3" in page.one("#graph .detail h3").text
+    assert page.log() == []
+
+
+def test_it_is_light_and_dark(browser: Any, digits_run: tuple[Path, Path]) -> None:
+    paper = "return getComputedStyle(document.body).backgroundColor"
+    seen = {}
+    for scheme in ("dark", "light"):
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]})
+        page = Page(browser, digits_run[0])
+        seen[scheme] = browser.execute_script(paper)
+    assert seen["light"] != seen["dark"]
+    page.one("#theme").click()
+    assert browser.execute_script(paper) == seen["dark"] and page.one("#theme").text == "Light"
+    page.one("#theme").click()
+    assert browser.execute_script(paper) == seen["light"]
+    assert page.log() == []
+
+
+def test_hostile_names_are_shown_as_they_are(browser: Any, tmp_path: Path) -> None:
+    source = tmp_path / "<img src=x onerror=bad()>.onnx"
+    onnx.save(hostile(), source)
+    page = Page(browser, gp.prune(source, rate=0.5).report(tmp_path / "o.html"))
+    assert page.one("#name").text == source.name
+    for name in ("widths", "scores", "frozen", "graph", "recipe"):
+        page.open(name)
+    page.open("graph")
+    page.one("#graph .list button").click()
+    assert "<script>window.bad=1</script>" in page.one("#graph .members").text
+    assert not page.all("img") and browser.execute_script("return window.bad") is None
+    assert page.log() == []
+
+
+def test_it_fits_a_narrow_window(browser: Any, digits_run: tuple[Path, Path]) -> None:
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {"width": 400, "height": 800, "deviceScaleFactor": 1, "mobile": False})
+    try:
+        page = Page(browser, digits_run[0])
+        for tab in page.all("[role=tab]"):
+            tab.click()
+            assert browser.execute_script("return document.documentElement.scrollWidth") <= 400, tab.text
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
