@@ -24,9 +24,10 @@ from graphprune.errors import OutputError
 from graphprune.options import Options
 from graphprune.report import layout, payload
 from graphprune.report.layout import BOX_WIDTH, layered
+from graphprune.report.network import boxes_of
 from graphprune.report.payload import histogram
 from graphprune.report.recipe import command_line
-from tests.nets import folded_residual, two_convs
+from tests.nets import folded_residual, two_convs, with_weights
 
 EVIL = "</script><script>window.bad=1</script><img src=x onerror='window.bad=1'>\"'&\u2028 é 漢 🙂"
 
@@ -113,6 +114,27 @@ def test_the_graph_draws_layers_and_joins_with_their_groups() -> None:
     # Both convolutions and their sum are one width.
     assert [box["out"] for box in graph["boxes"]] == [[], [0], [0], [0], [], []]
     assert [box["groups"] for box in graph["boxes"]] == [[], [0], [0], [], [0], []]
+
+
+def test_layers_inside_branches_and_loops_stand_where_they_run() -> None:
+    model = with_weights(
+        """<ir_version: 8, opset_import: ["": 17]>
+        net (float[2, 4] x, bool c) => (float[2, 3] y) {
+            a = MatMul(x, w1)
+            b = If (c) <
+                then_branch = yes () => (float[2, 6] t) { t = Relu(a) },
+                else_branch = no () => (float[2, 6] e) { m = MatMul(a, w2)  e = Relu(m) }
+            >
+            y = MatMul(b, w3)
+        }""",
+        w1=(4, 6), w2=(6, 6), w3=(6, 3),
+    )  # fmt: skip
+    state = gp.inspect(model)
+    boxes = boxes_of(state.model, state.need_coupling())
+    names = [(box.kind, box.ops[:1], [boxes[i].name for i in box.reads]) for box in boxes]
+    assert [name[:2] for name in names[2:]] == [
+        ("layer", ["MatMul"]), ("layer", ["MatMul"]), ("join", ["If"]), ("layer", ["MatMul"]), ("output", [])]  # fmt: skip
+    assert boxes[4].reads == [1, 2, 3] and boxes[5].reads == [4]
 
 
 # ---------------------------------------------------------------------------------------------------- layout
@@ -433,12 +455,27 @@ def test_it_is_light_and_dark(browser: Any, digits_run: tuple[Path, Path]) -> No
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]})
         page = Page(browser, digits_run[0])
         seen[scheme] = browser.execute_script(paper)
+        assert contrast(browser, "body") > 7 and contrast(browser, "#provenance") > 4.5
     assert seen["light"] != seen["dark"]
     page.one("#theme").click()
     assert browser.execute_script(paper) == seen["dark"] and page.one("#theme").text == "Light"
     page.one("#theme").click()
     assert browser.execute_script(paper) == seen["light"]
     assert page.log() == []
+
+
+def contrast(driver: Any, css: str) -> float:
+    """Contrast of an element's text with the page, by WCAG 2."""
+    colours = driver.execute_script(
+        "return [getComputedStyle(document.querySelector(arguments[0])).color, getComputedStyle(document.body).backgroundColor]", css)  # fmt: skip
+
+    def luminance(text: str) -> float:
+        parts = np.asarray([float(part) for part in re.findall(r"[\d.]+", text)[:3]]) / 255
+        linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+        return float(linear @ [0.2126, 0.7152, 0.0722])
+
+    low, high = sorted(map(luminance, colours))
+    return (high + 0.05) / (low + 0.05)
 
 
 def test_hostile_names_are_shown_as_they_are(browser: Any, tmp_path: Path) -> None:

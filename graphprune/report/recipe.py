@@ -27,8 +27,9 @@ def command_line(options: Mapping[str, Any], source: str | None) -> str:
         elif isinstance(value, bool):
             words += [flag] if value else []
         elif isinstance(value, Mapping):
-            for key, sizes in value.items():
-                words += [flag.removesuffix("s"), f"{key}={'x'.join(map(str, sizes))}"]
+            for key, item in value.items():
+                text = "x".join(map(str, item)) if isinstance(item, (list, tuple)) else str(item)
+                words += [flag.removesuffix("s"), f"{key}={text}"]
         elif isinstance(value, (list, tuple)):
             if value:
                 words += [flag, ",".join(map(str, value))]

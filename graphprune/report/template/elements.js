@@ -83,10 +83,11 @@ function marked(text, query) {
   const at = query ? text.toLowerCase().indexOf(query) : -1;
   return at < 0 ? text : [text.slice(0, at), h("mark", null, text.slice(at, at + query.length)), text.slice(at + query.length)];
 }
-// A text cut to n characters; of names the end tells more than the beginning.
+// A text cut to n characters: at its end, or at its beginning, as names tell more by their ends.
 function head(text, n) { return text.length > n ? text.slice(0, n - 1) + "…" : text; }
+function tail(text, n) { return text.length > n ? "…" + text.slice(1 - n).replace(/^[./]/, "") : text; }
+// A group's name in n characters, with its kind where that is not the usual one.
 function kindly(group, n) {
   const kind = group.kind === "channel" ? "" : group.kind + " · ";
   return kind + tail(group.name, n - kind.length);
 }
-function tail(text, n) { return text.length > n ? "…" + text.slice(1 - n).replace(/^[./]/, "") : text; }

@@ -66,7 +66,7 @@ function graphPanel(data, groups) {
   const fit = () => show(0, 0, graph.width, graph.height, 1.2, 0.02);
   // At first as large as the width allows, from the top, the first box in the middle if it does not fit.
   function start() {
-    const [w] = size(), k = Math.max(0.6, Math.min(1, (w - 100) / graph.width)), whole = graph.width * k <= w;
+    const [w] = size(), k = Math.max(0.72, Math.min(1, (w - 100) / graph.width)), whole = graph.width * k <= w;
     at = { k, x: w / 2 - k * (whole || !graph.boxes.length ? graph.width / 2 : graph.boxes[0].x), y: 30 };
     place();
   }
@@ -91,10 +91,12 @@ function graphPanel(data, groups) {
   for (const name of ["pointerup", "pointercancel"]) drawing.addEventListener(name, () => { held = null; drawing.classList.remove("dragging"); });
   drawing.addEventListener("click", (event) => { if (!moved && event.target === drawing) clear(); });
   drawing.addEventListener("wheel", (event) => {
+    const box = drawing.getBoundingClientRect(), zooms = event.ctrlKey || event.metaKey;
+    // At the end of the drawing the page scrolls on.
+    if (!zooms && !event.shiftKey && (event.deltaY < 0 ? at.y >= 30 : event.deltaY > 0 && at.y + at.k * graph.height <= box.height - 30)) return;
     event.preventDefault();
-    const box = drawing.getBoundingClientRect();
     // As in maps of networks elsewhere: the wheel scrolls, with Ctrl (or a pinch) it zooms.
-    if (event.ctrlKey || event.metaKey) zoom(Math.exp(-event.deltaY * 0.004), event.clientX - box.left, event.clientY - box.top);
+    if (zooms) zoom(Math.exp(-event.deltaY * 0.004), event.clientX - box.left, event.clientY - box.top);
     else { at = { ...at, x: at.x - (event.shiftKey ? event.deltaY : event.deltaX), y: at.y - (event.shiftKey ? 0 : event.deltaY) }; place(); }
   }, { passive: false });
   drawing.addEventListener("keydown", (event) => {
@@ -116,10 +118,12 @@ function graphPanel(data, groups) {
   }
   map.addEventListener("pointerdown", (event) => { map.setPointerCapture(event.pointerId); jump(event); });
   map.addEventListener("pointermove", (event) => { if (event.buttons) jump(event); });
+  const hint = h("div", { class: "hint" }, "drag or scroll to move · Ctrl + scroll to zoom · click a width or a layer");
+  for (const name of ["pointerdown", "wheel"]) drawing.addEventListener(name, () => { hint.hidden = true; }, { once: true, passive: true });
   stage.append(h("div", { class: "zoom" },
     h("button", { type: "button", "aria-label": "Zoom in", onclick: () => zoom(1.25) }, "+"), h("button", { type: "button", "aria-label": "Zoom out", onclick: () => zoom(0.8) }, "−"),
     h("button", { type: "button", onclick: fit }, "Fit")),
-    h("div", { class: "hint" }, "drag or scroll to move · Ctrl + scroll to zoom · click a width or a layer"));
+    hint);
 
   // -- what is picked
   const detail = h("div", { class: "detail", "aria-live": "polite" });

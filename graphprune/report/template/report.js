@@ -128,8 +128,14 @@ function open(id) {
   tip.hidden = true;
   if (id === "graph") graph.shown();
 }
-function go(id) { open(id); history.replaceState(null, "", "#" + id); }
-function toGraph(id) { go("graph"); scrollTo(0, 0); graph.pickGroup(id); }
+function go(id) {
+  open(id);
+  // Every part is read from its beginning, with the tabs in sight.
+  const top = panels.offsetTop - tabs.offsetHeight;
+  if (scrollY > top) scrollTo(0, top);
+  history.replaceState(null, "", "#" + id);
+}
+function toGraph(id) { go("graph"); graph.pickGroup(id); }
 for (const [name, title] of PANELS) {
   tabs.append(h("button", { type: "button", role: "tab", id: "tab-" + name, "aria-controls": name, onclick: () => go(name) }, title));
   panels.append(h("section", { id: name, role: "tabpanel", "aria-labelledby": "tab-" + name, hidden: true }));
