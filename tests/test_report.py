@@ -114,6 +114,7 @@ def test_the_graph_draws_layers_and_joins_with_their_groups() -> None:
     # Both convolutions and their sum are one width.
     assert [box["out"] for box in graph["boxes"]] == [[], [0], [0], [0], [], []]
     assert [box["groups"] for box in graph["boxes"]] == [[], [0], [0], [], [0], []]
+    assert graph["boxes"][4]["frozen"] == ["graph output 'y'"]
 
 
 def test_layers_inside_branches_and_loops_stand_where_they_run() -> None:
@@ -375,6 +376,7 @@ def test_it_is_clicked_through(browser: Any, digits_run: tuple[Path, Path]) -> N
         page.open(name)
         assert [s.get_attribute("id") for s in page.all("main > section") if s.is_displayed()] == [name]
         assert page.one(f"#tab-{name}").get_attribute("aria-selected") == "true"
+        assert not re.search(r"\[object|\bfalse\b|undefined|\bnull\b|NaN", page.one(f"#{name}").text)
     page.one("#tab-recipe").send_keys("\ue014")  # right arrow: round to the first
     assert page.one("#summary").is_displayed() and browser.switch_to.active_element.get_attribute("id") == "tab-summary"
 
@@ -394,7 +396,8 @@ def test_it_is_clicked_through(browser: Any, digits_run: tuple[Path, Path]) -> N
     page.search("frozen", "head.weight")
     assert all("head.weight" in code.text for code in page.all("#frozen td:first-child code"))
     assert page.all("#frozen mark") and "kernel axis" not in page.one("#frozen").text
-    page.open("recipe")
+    browser.execute_script("location.hash = '#/recipe'")
+    assert page.one("#recipe").is_displayed() and browser.execute_script("return scrollY") == 0
     assert "--pass l1 --pass recover" in page.one("#command").text
     assert page.log() == []
 
@@ -419,6 +422,12 @@ def test_the_graph_zooms_searches_and_shows_members(browser: Any, digits_run: tu
     assert "Group 1" in page.one("#graph .detail h3").text
     page.one("#graph g.box[data-box='1'] text").click()
     assert page.one("#graph .detail h3").text == data["graph"]["boxes"][1]["name"]
+
+    # Whatever is picked, words are shown.
+    for i in range(len(data["graph"]["boxes"])):
+        browser.execute_script(f"document.querySelector('#graph g.box[data-box=\"{i}\"]').dispatchEvent(new MouseEvent('click'))")
+        text = page.one("#graph .detail").text
+        assert text.startswith(data["graph"]["boxes"][i]["name"]) and not re.search(r"\[object|false|undefined|null|NaN", text)
 
     transform = "return document.querySelector('#graph svg.drawing > g').getAttribute('transform')"
     scale = lambda: float(re.search(r"scale\((.*)\)", browser.execute_script(transform))[1])  # type: ignore[index]  # noqa: E731

@@ -57,7 +57,7 @@ def payload(state: State, plan: Plan) -> Json:
         "scores": [_scores(scored, state, coupling) for scored in state.scores],
         "frozen": _frozen(plan.frozen),
         "recipe": _recipe(plan),
-        "graph": _graph(boxes, coupling, in_boxes),
+        "graph": _graph(plan, boxes, coupling, in_boxes),
     }
     return dict(_plain(data))
 
@@ -237,7 +237,11 @@ def _frozen(frozen: Sequence[Mapping[str, Any]]) -> list[Json]:
 
 
 # -- the drawing -------------------------------------------------------------------------------------
-def _graph(boxes: Sequence[Box], coupling: Coupling, in_boxes: Sequence[Sequence[int]]) -> Json:
+def _graph(plan: Plan, boxes: Sequence[Box], coupling: Coupling, in_boxes: Sequence[Sequence[int]]) -> Json:
+    why: dict[str, dict[str, None]] = {}
+    for entry in plan.frozen:
+        if entry["size"] > 1:
+            why.setdefault(entry["tensor"], {})[_short(str(entry["reason"]))] = None
     shown = boxes[:MOST_BOXES]
     edges = [(source, number) for number, box in enumerate(shown) for source in box.reads[:MOST_EDGES]][:MOST_EDGES]
     total = sum(len(box.reads) for box in boxes)
@@ -254,7 +258,9 @@ def _graph(boxes: Sequence[Box], coupling: Coupling, in_boxes: Sequence[Sequence
                 "x": layout.centres[i][0], "y": layout.centres[i][1], "kind": box.kind, "name": _short(box.name),
                 "ops": list(dict.fromkeys(box.ops))[:8], "out": [number for number, _ in box.groups(coupling)][:8],
                 "node": "" if box.node is None else _short(str(box.node.name or "")),
-                "groups": cut_in.get(i, [])[:32], "tensors": [_short(plan_name(t)) for t in list(box.tensors)[:16]],
+                "groups": cut_in.get(i, [])[:32],
+                "frozen": list(dict.fromkeys(reason for t in box.tensors for reason in why.get(plan_name(t), ())))[:4],
+                "tensors": [_short(plan_name(t)) for t in list(box.tensors)[:16]],
             }
             for i, box in enumerate(shown)
         ],

@@ -17,6 +17,9 @@ function fill(node, attributes, children) {
 function h(tag, attributes, ...children) { return fill(document.createElement(tag), attributes, children); }
 function s(tag, attributes, ...children) { return fill(document.createElementNS(SVG, tag), attributes, children); }
 
+// Puts these in place of what a node holds.
+function put(node, ...children) { node.replaceChildren(); return fill(node, null, children); }
+
 function human(n) {
   if (n === null || n === undefined) return "–";
   for (const [unit, size] of [["T", 1e12], ["G", 1e9], ["M", 1e6], ["k", 1e3]]) if (n >= size) return (n / size).toFixed(2) + " " + unit;
@@ -57,7 +60,7 @@ function table(columns, rows, classes) {
     return head;
   });
   function show(list) {
-    body.replaceChildren(...list.map((row) => h("tr", null, columns.map((c) => h("td", { class: [c.n ? "n" : "", c.wide ? "wide" : ""].join(" ").trim() || null }, c.of(row))))));
+    put(body, list.map((row) => h("tr", null, columns.map((c) => h("td", { class: [c.n ? "n" : "", c.wide ? "wide" : ""].join(" ").trim() || null }, c.of(row))))));
   }
   function sort(column, head) {
     const down = head.getAttribute("aria-sort") !== "descending";
@@ -66,7 +69,7 @@ function table(columns, rows, classes) {
     show(sorted(rows, column.key, down));
   }
   show(rows);
-  return h("div", { class: "scroll" }, h("table", { class: classes || null }, h("thead", null, h("tr", null, heads)), body));
+  return h("div", { class: "scroll" }, h("table", { class: classes || null }, columns.some((column) => column.name) && h("thead", null, h("tr", null, heads)), body));
 }
 function sorted(rows, key, down) {
   const sign = down ? -1 : 1;

@@ -20,7 +20,7 @@ function graphPanel(data, groups) {
     const node = s("g", { class: "box " + box.kind, "data-box": number, transform: "translate(" + (box.x - BOX.width / 2) + " " + (box.y - BOX.height / 2) + ")",
       onclick: () => { if (!moved) pickBox(number); } },
       s("rect", { class: "frame", width: BOX.width, height: BOX.height, rx: 4 }),
-      s("text", { x: 10, y: 18 }, tail(box.name, 25)),
+      s("text", { x: 10, y: 18 }, tail(box.name, 24)),
       s("text", { x: 10, y: 33, class: "op" }, head(box.kind === "input" || box.kind === "output" ? box.kind : box.ops.join(" · "), 28)));
     const shown = box.out.map((id) => byId.get(id)).filter(Boolean), room = (BOX.width - 20) / Math.max(1, Math.min(2, shown.length));
     shown.slice(0, 2).forEach((group, i) => node.append(s("g", { class: "pill", "data-group": group.id, transform: "translate(" + (10 + i * room) + " 41)",
@@ -141,7 +141,7 @@ function graphPanel(data, groups) {
   function press(ids) { for (const [id, button] of buttons) button.setAttribute("aria-pressed", String(ids.includes(id))); }
   function clear() { pick([], new Set()); press([]); idle(); }
   function idle() {
-    detail.replaceChildren(h("p", { class: "muted" }, "Pick a group to see the tensors that it ties together, or a layer to see its groups."));
+    put(detail, h("p", { class: "muted" }, "Pick a group to see the tensors that it ties together, or a layer to see its groups."));
   }
   // Within the list only: the page stays where it is.
   function reveal(button) {
@@ -160,7 +160,7 @@ function graphPanel(data, groups) {
     const seen = numbers.map((i) => boxes[i].getBoundingClientRect()), frame = stage.getBoundingClientRect();
     // The view stays where it is while any of the group is in sight.
     if (!seen.some((box) => box.right > frame.left && box.left < frame.right && box.bottom > frame.top && box.top < frame.bottom)) lookAt(numbers);
-    detail.replaceChildren(
+    put(detail,
       h("h3", null, "Group " + group.id + " · " + group.name),
       h("p", null, plural(group.units, group.kind) + ", " + group.kept + " kept (" + percent(group.kept / group.units) + "); " + (group.exact ? "exact" : "inexact: a normalisation looks across them")),
       h("p", null, h("button", { type: "button", onclick: () => lookAt(numbers) }, "Show whole group"), " ", h("button", { type: "button", class: "quiet", onclick: clear }, "Clear")),
@@ -175,12 +175,13 @@ function graphPanel(data, groups) {
     boxes[number].classList.add("chosen");
     press(ids);
     const chip = (id) => h("li", null, h("button", { type: "button", class: "link", onclick: () => pickGroup(id) }, "g" + id + (byId.has(id) ? " · " + byId.get(id).name + " · " + byId.get(id).units + " → " + byId.get(id).kept : "")));
-    detail.replaceChildren(
+    put(detail,
       h("h3", null, box.name), h("p", { class: "muted" }, [box.ops.join(" · ") || box.kind, box.node && box.node !== box.name ? box.node : ""].filter(Boolean).join(" — ")),
       h("p", null, h("button", { type: "button", class: "quiet", onclick: clear }, "Clear")),
       box.out.length > 0 && [h("div", { class: "muted" }, "width of its output"), h("ul", null, box.out.map(chip))],
       box.groups.length > 0 && [h("div", { class: "muted" }, "groups that cut its tensors"), h("ul", null, box.groups.map(chip))],
       ids.length === 0 && h("p", { class: "muted" }, "Nothing of it can be removed."),
+      box.frozen.length > 0 && [h("div", { class: "muted" }, "what is frozen of it"), h("ul", null, box.frozen.map((reason) => h("li", null, reason)))],
       box.tensors.length > 0 && [h("div", { class: "muted" }, "tensors"), h("ul", null, box.tensors.map((name) => h("li", { class: "mono" }, name)))]);
   }
   function search(query) {

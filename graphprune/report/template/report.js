@@ -48,7 +48,7 @@ function groupViews(draw, extra, key) {
   const holder = h("div");
   const show = () => {
     const list = inOrder(order, query);
-    holder.replaceChildren(list.length ? draw(list) : h("p", { class: "muted" }, "No group matches."));
+    put(holder, list.length ? draw(list) : h("p", { class: "muted" }, "No group matches."));
   };
   show();
   return [h("div", { class: "bar-of-controls" }, searchBox("Search groups and tensors", (text) => { query = text; show(); }, key + "-search"), chooser("Sort by", orders, (value) => { order = value; show(); }), extra && extra(show)), leftOut(), holder];
@@ -56,7 +56,7 @@ function groupViews(draw, extra, key) {
 function widths() {
   let own = false;
   return groupViews((list) => widthChart(list.map((group) => ({
-    id: "g" + group.id, name: kindly(group, 42), whole: group.units, kept: group.kept, onclick: () => toGraph(group.id),
+    id: "g" + group.id, name: kindly(group, 34), whole: group.units, kept: group.kept, onclick: () => toGraph(group.id),
     tip: named(group) + "\n" + plural(group.units, group.kind) + ", " + group.kept + " kept; " + (group.exact ? "exact" : "inexact") + "\n" + axes(group.members.length + group.more, "tensor "),
   })), own), (show) => [chooser("Bars", [["", "to one scale"], ["own", "share kept"]], (value) => { own = value !== ""; show(); }), legend(["kept", "kept"], ["soft", "removed"])], "widths");
 }
@@ -90,13 +90,13 @@ function frozen() {
       const whole = !query || (one.reason + " " + one.op).toLowerCase().includes(query);
       return [one, whole ? one.entries : one.entries.filter((e) => (e[0] + " " + e[3]).toLowerCase().includes(query)), whole];
     }).filter(([, entries, whole]) => whole || entries.length);
-    holder.replaceChildren(...hits.map(([one, entries, whole]) => {
+    put(holder, hits.map(([one, entries, whole]) => {
       const inner = h("div");
       const details = h("details", { ontoggle: () => { if (details.open && !inner.firstChild) inner.append(table(columns(query), entries), one.more > 0 ? h("p", { class: "muted" }, axes(one.more, "more ") + " (in the plan file)") : ""); } },
         h("summary", null, h("span", null, marked(one.reason, query), one.op && !one.reason.includes(one.op) && h("span", { class: "muted" }, " · " + one.op)), h("span", { class: "muted" }, (whole ? one.axes : entries.length) + (one.axes === 1 ? " axis" : " axes"))), inner);
       details.open = query !== "" && !whole;
       return details;
-    }), ...(hits.length ? [] : [h("p", { class: "muted" }, "Nothing matches.")]));
+    }), hits.length === 0 && h("p", { class: "muted" }, "Nothing matches."));
   }
   show("");
   return [h("div", { class: "bar-of-controls" }, searchBox("Search reasons, tensors, nodes", show, "frozen-search"), h("span", { class: "muted" }, axes(data.frozen.reduce((n, one) => n + one.axes, 0), "tensor ") + " left alone, by reason")), holder];
@@ -133,7 +133,8 @@ function go(id) {
   // Every part is read from its beginning, with the tabs in sight.
   const top = panels.offsetTop - tabs.offsetHeight;
   if (scrollY > top) scrollTo(0, top);
-  history.replaceState(null, "", "#" + id);
+  // No element has such a name, so that the browser scrolls to none.
+  history.replaceState(null, "", "#/" + id);
 }
 function toGraph(id) { go("graph"); graph.pickGroup(id); }
 for (const [name, title] of PANELS) {
@@ -158,5 +159,6 @@ theme.addEventListener("click", () => { document.documentElement.dataset.theme =
 prefersDark.addEventListener("change", label);
 label();
 addEventListener("beforeprint", () => { for (const [name, , build] of PANELS) { const panel = document.getElementById(name); if (!panel.firstChild) fill(panel, null, build()); } });
-const asked = location.hash.slice(1);
-open(PANELS.some(([name]) => name === asked) ? asked : "summary");
+const asked = () => (PANELS.find(([name]) => "#/" + name === location.hash) || PANELS[0])[0];
+addEventListener("hashchange", () => open(asked()));
+open(asked());
