@@ -139,25 +139,33 @@ def _shape_option(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option(
     "--eval", "evaluation", metavar="MODULE:FUNCTION", help="A function of an .onnx path, called before and after."
 )
+@click.option("--rates", type=click.Path(dir_okay=False), metavar="FILE",
+              help="YAML, 'TENSOR[:AXIS]: rate' a line, globs too: rates of single groups.")  # fmt: skip
+@click.option("--steps", type=int, default=1, show_default=True, help="Score, cut and recover so many times on the way.")
 @click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--recipe", type=click.Path(dir_okay=False), metavar="FILE", help="YAML with options; those given here win.")
+@click.option("--dump-recipe", type=click.Path(dir_okay=False, allow_dash=True), metavar="FILE",
+              help="Write the options in force as a recipe ('-': print) and stop.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output, for machines.")
 @_shape_option
-def run(model: str, output: Path | None, align: str, mean: str | None, std: str | None, shapes: tuple[str, ...],
-        evaluation: str | None, as_json: bool, **options: Any) -> None:  # fmt: skip
+@click.pass_context
+def run(ctx: click.Context, /, model: str, output: Path | None, recipe: str | None, dump_recipe: str | None, as_json: bool,
+        **given: Any) -> None:  # fmt: skip
     """Cut MODEL, prove the cut, write OUT.onnx and OUT.plan.json."""
+    from graphprune.options import Options
     from graphprune.pipeline import evaluate, prune
     from graphprune.printing import Display, print_result
     from graphprune.writing import check_output
 
-    if not (align.isascii() and align.isdigit()) or int(align) < 1:
-        raise click.UsageError(f"--align {align}: a whole number of 1 or more ('auto' needs a device: not yet)")
+    options = _options(ctx, model, recipe, given)
+    if dump_recipe is not None:
+        _dump(dump_recipe, model, Options(**options))
+        return
     output = Path(f"{Path(model).stem}.pruned.onnx") if output is None else output
     check_output(model, output)
+    evaluation = options.pop("eval", None)
     with Display(quiet=as_json) as display:
-        result = prune(
-            model, passes=options.pop("passes") or ("l1",), progress=display.progress, align=int(align),
-            mean=_numbers("--mean", mean), std=_numbers("--std", std), shapes=_shapes(model, shapes), **options,
-        )  # fmt: skip
+        result = prune(model, progress=display.progress, **options)
         if evaluation is not None:
             display.progress("evaluating", 0.0)
             evaluate(result, evaluation)
@@ -238,6 +246,59 @@ def _shapes(model: str, texts: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
 
     names = None if all("=" in text for text in texts) else [spec.name for spec in input_specs(load(model).model)]
     return parse_shapes(texts, names)
+
+
+def _options(ctx: click.Context, model: str, recipe: str | None, given: dict[str, Any]) -> dict[str, Any]:
+    """Options of a run by their names in Python: the recipe's, and over them what stands on the command line."""
+    from graphprune import recipe as recipes
+
+    options = {} if recipe is None else recipes.load(recipe)
+    names = {"evaluation": "eval"}
+    written = {name: value for name, value in given.items() if _is_written(ctx, name)}
+    for one, other in (("rate", "budget"), ("budget", "rate")):
+        if one in written:
+            options.pop(other, None)
+    options.update({names.get(name, name): _read(name, value, model) for name, value in written.items()})
+    options.setdefault("passes", ("l1",))
+    return options
+
+
+def _is_written(ctx: click.Context, name: str) -> bool:
+    """Whether an option stands on the command line, and is not a default."""
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _read(name: str, value: Any, model: str) -> Any:
+    """One option as the API takes it."""
+    if name == "align":
+        if not (value.isascii() and value.isdigit()) or int(value) < 1:
+            raise click.UsageError(f"--align {value}: a whole number of 1 or more ('auto' needs a device: not yet)")
+        return int(value)
+    if name in ("mean", "std"):
+        return _numbers(f"--{name}", value)
+    if name == "shapes":
+        return _shapes(model, value)
+    if name == "rates":
+        from graphprune.options import Options
+        from graphprune.recipe import mapping_from
+        from graphprune.spec import typed
+
+        return typed(Options, {"rates": mapping_from(value, "--rates")}, f"--rates {value}")["rates"]
+    return value
+
+
+def _dump(target: str, model: str, options: Any) -> None:
+    """Write a recipe, or print it."""
+    from graphprune.backends.onnx import Transaction
+    from graphprune.recipe import dumps
+
+    if target == "-":
+        click.echo(dumps(options), nl=False)
+        return
+    with Transaction(protect=[Path(model)]) as transaction:
+        transaction.write(Path(target), dumps(options).encode())
+    click.echo(f"written: {target}; repeat with graphprune run {model} --recipe {target}")
 
 
 def _summary(result: Result, files: list[Path]) -> dict[str, Any]:

@@ -88,9 +88,7 @@ class Result:
 
 def load_any(source: Any) -> Loaded:
     """A model from a path, an ``onnx.ModelProto`` or an ``onnx_ir.Model``."""
-    if isinstance(source, ir.Model):
-        source = ir.to_proto(source)
-    if isinstance(source, (str, os.PathLike, onnx.ModelProto)):
+    if isinstance(source, (str, os.PathLike, onnx.ModelProto, ir.Model)):
         if isinstance(source, str) and ":" in source and not Path(source).exists() and not source.endswith(".onnx"):
             raise UsageError(f"'{source}' looks like a torch factory: torch modules are not taken yet, export to .onnx")
         return load(source)
@@ -122,8 +120,11 @@ def build_passes(specs: Sequence[str]) -> list[Pass]:
     return [*(fixed[name] for name in BEFORE), *scoring, *(fixed[name] for name in AFTER), *recovering]
 
 
-def run_state(source: Any, options: Options, progress: Progress | None = None, until: str = "verify") -> State:
-    """Run all passes up to and with ``until``."""
+def run_state(
+    source: Any, options: Options, progress: Progress | None = None, until: str = "verify",
+    prepare: Callable[[State], None] = lambda _state: None,
+) -> State:  # fmt: skip
+    """Run all passes up to and with ``until``; ``prepare`` sees the state between analysis and scores."""
     passes = build_passes(options.passes)
     if options.data is not None and not Path(options.data).expanduser().exists():
         raise UsageError(f"--data {options.data} does not exist")
@@ -144,12 +145,18 @@ def run_state(source: Any, options: Options, progress: Progress | None = None, u
             run_passes(state, [one for one in passes if one.name in BEFORE])
         finally:
             finite.result()
+    prepare(state)
     run_passes(state, [one for one in passes if one.name not in BEFORE])
+    finish(state)
+    return state
+
+
+def finish(state: State) -> None:
+    """What a plan says of the whole run."""
     if state.plan is not None:
-        if options.data is not None and not state.plan.fidelity:
+        if state.options.data is not None and not state.plan.fidelity:
             state.plan.fidelity = compare_on_data(state)
         state.plan.notes = list(state.notes)
-    return state
 
 
 def run_passes(state: State, passes: Sequence[Pass]) -> None:
@@ -221,7 +228,12 @@ def prune(
         )  # fmt: skip
     except TypeError as error:
         raise UsageError(f"{error}".replace("Options.__init__()", "prune()")) from error
-    state = run_state(source, chosen, progress)
+    if chosen.steps > 1:
+        from graphprune.schedule import run_steps
+
+        state = run_steps(source, chosen, progress)
+    else:
+        state = run_state(source, chosen, progress)
     result = Result(state)
     if chosen.eval is not None:
         evaluate(result, chosen.eval)
