@@ -314,6 +314,8 @@ class Constants:
                 axis=tuple(axes) if axes is not None else None, keepdims=bool(attr(node, "keepdims", 1))
             )
             return [np.asarray(reduced).reshape(shape)]
+        if op == "BatchNormalization":  # of a weight: standardisation as frameworks write it
+            return [masks[0]]
         if op == "MatMul":
             alive = np.matmul((~masks[0]).astype(np.float32), (~masks[1]).astype(np.float32))
             return [np.asarray(alive == 0).reshape(shape)]
