@@ -198,6 +198,103 @@ def inspect(model: str, why: str | None, shapes: tuple[str, ...], as_json: bool)
         print_inspection(state)
 
 
+def _data_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What ``run``'s namesakes say, for commands that run it many times."""
+    for option in (
+        click.option("--data", metavar="PATH", help="Calibration data: a folder of images, .npy, or .npz by input name."),
+        click.option("--samples", type=int, help="Calibration samples."),
+        click.option("--mean", metavar="A,B,C"),
+        click.option("--std", metavar="A,B,C"),
+        click.option("--layout", type=click.Choice(["NCHW", "NHWC"])),
+        click.option("--grain", type=click.Choice(["coarse", "fine", "both"]), default="coarse"),
+        click.option("--keep", multiple=True, metavar="GLOB", help="Tensors to leave whole."),
+        click.option("--executor", "where", default="processes", show_default=True, metavar="NAME",
+                     help="here, processes[:N], dask[:N] or dask:ADDRESS."),
+        click.option("--seed", type=int, default=0),
+        click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output."),
+        click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="A picture: .svg or .png."),
+    ):  # fmt: skip
+        command = option(command)
+    return _shape_option(command)
+
+
+def _given(model: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Options of the API: those that are set, read as ``run`` reads them."""
+    options["shapes"] = dict(_shapes(model, options["shapes"]))
+    for name in ("mean", "std"):
+        options[name] = _numbers(f"--{name}", options[name])
+    return {name: value for name, value in options.items() if value not in (None, (), {})}
+
+
+@cli.command()
+@click.argument("model")
+@click.option("--pass", "passes", multiple=True, metavar="NAME[{opt=val,...}]", required=True,
+              help="A criterion; several times. Both signs and several seeds are run where a criterion has them.")  # fmt: skip
+@click.option("--budget", "budgets", multiple=True, metavar="macs=0.5", help="What to keep; several times.")
+@click.option("--rate", type=float, help="Share of the indices to remove. Default 0.5 without a budget.")
+@click.option("--scope", type=click.Choice(["global", "group"]), default="global", show_default=True)
+@click.option("--allocate", type=click.Choice(["dp", "global", "uniform", "isomorphic"]), default="uniform", show_default=True,
+              help="How a budget is shared among groups.")  # fmt: skip
+@click.option("--recover", type=click.Choice(["ls", "bn", "bias", "none"]), default="ls", show_default=True)
+@click.option("--eval", "evaluate", default="", metavar="MODULE:FUNCTION",
+              help="A function of an .onnx path, called before and after recovery; higher is better.")  # fmt: skip
+@click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Seeds of criteria that draw.")
+@click.option("--latency/--no-latency", default=True, show_default=True, help="Time results and source in turns.")
+@_data_options
+def compare(model: str, passes: tuple[str, ...], budgets: tuple[str, ...], rate: float | None, allocate: str, recover: Any,
+            evaluate: str, seeds: int, latency: bool, where: str, as_json: bool, plot: Path | None,
+            **options: Any) -> None:  # fmt: skip
+    """Criteria side by side: same budget, data and recovery."""
+    from graphprune.compare import compare as side_by_side
+    from graphprune.executor import executor
+    from graphprune.printing import Display
+    from graphprune.printing_compare import print_comparison
+
+    given = _given(model, options)
+    if budgets:
+        given["allocate"] = allocate
+    with Display(quiet=as_json) as display:
+        found = side_by_side(
+            model, passes, budgets=budgets, rate=rate, recover=recover, evaluate=evaluate, seeds=seeds, latency=latency,
+            executor=executor(where), progress=display.progress, **given,
+        )  # fmt: skip
+    if plot is not None:
+        from graphprune.plots import plot_comparison
+
+        plot_comparison(found, plot)
+    if as_json:
+        click.echo(json.dumps(found.to_json()))
+    else:
+        print_comparison(found)
+
+
+@cli.command()
+@click.argument("model")
+@click.option("--pass", "criterion", default="l1", show_default=True, metavar="NAME", help="Criterion that orders a group's units.")
+@click.option("--levels", default="0.1,0.25,0.5,0.75", show_default=True, help="Shares of a group's units to remove.")
+@_data_options
+def sensitivity(model: str, criterion: str, levels: str, where: str, as_json: bool, plot: Path | None, **options: Any) -> None:
+    """What each group alone costs: it is cut at several levels, the outputs are compared with the source's."""
+    from graphprune.executor import executor
+    from graphprune.printing import Display
+    from graphprune.printing_compare import print_sensitivity
+    from graphprune.sensitivity import sensitivity as curves_of
+
+    shares = _numbers("--levels", levels) or ()
+    with Display(quiet=as_json) as display:
+        found = curves_of(
+            model, criterion, levels=shares, executor=executor(where), progress=display.progress, **_given(model, options)
+        )
+    if plot is not None:
+        from graphprune.plots import plot_sensitivity
+
+        plot_sensitivity(found, plot)
+    if as_json:
+        click.echo(json.dumps(found.to_json()))
+    else:
+        print_sensitivity(found)
+
+
 @cli.command()
 @click.argument("source")
 @click.argument("cut")

@@ -198,6 +198,8 @@ class Score(Pass):
     needs: ClassVar[Literal["weights", "data"]] = "weights"
     #: Whether numbers of different groups can be compared as they are.
     normalized: ClassVar[bool] = False
+    #: Whether another seed gives other numbers.
+    draws: ClassVar[bool] = False
 
     @abstractmethod
     def score(self, state: State) -> Scores:
