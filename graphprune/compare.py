@@ -257,14 +257,14 @@ def _code(job: Job) -> list[str]:
 
 def _source(job: Job, entries: Sequence[Mapping[str, Any]], digests: Mapping[str, str], latency: bool) -> dict[str, Any]:
     """The source's own figures."""
-    from graphprune.pipeline import call_on, load_any
+    from graphprune.pipeline import call_on
 
     out: dict[str, Any] = next((dict(entry["source"]) for entry in entries if "source" in entry), {})
     if job.evaluate and out:
         name = cache.key("source", digests, job.evaluate, _code(job))
         known = cache.load("compare", name)
         if known is None:
-            known = call_on(load_any(job.model).model, job.evaluate, "before")
+            known = call_on(Path(job.model), job.evaluate, "before")
             cache.store("compare", name, known)
         out["evaluation"] = known
     return out
