@@ -14,6 +14,7 @@ BUDGETS = ("macs", "params", "bytes")
 FITTING = ("recover", "obs", "gram")
 #: Calibration samples when none are asked for: to look at feature maps, and to fit weights.
 LOOKING_SAMPLES, FITTING_SAMPLES = 16, 256
+MOST_STEPS = 1000
 #: Wider than any layer.
 LARGEST_ALIGN = 1 << 31
 
@@ -45,6 +46,11 @@ class Options:
         Kept widths are multiples of this where that leaves anything to cut.
     exact
         Leave units whose removal is not the same as zeroing them.
+    rates
+        Tensor name or glob, with ``:axis`` where one axis is meant -> share to remove of the groups that it belongs to,
+        in [0, 1); other groups lose ``rate``, or nothing where none is given.
+    steps
+        Times that the model is scored, cut and recovered on the way to the rate or budget.
     """
 
     passes: tuple[str, ...] = ("l1",)
@@ -64,6 +70,8 @@ class Options:
     layout: str | None = None
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     eval: str | None = None
+    rates: Mapping[str, float] = field(default_factory=dict)
+    steps: int = 1
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -77,6 +85,13 @@ class Options:
             raise UsageError(f"--allocate {self.allocate!r}: give one of dp, global, uniform, isomorphic")
         if self.allocate == "dp" and self.budget is None:
             raise UsageError("--allocate dp shares a budget among the groups: give --budget, for example macs=0.5")
+        for pattern, rate in self.rates.items():
+            if not 0 <= rate < 1:
+                raise UsageError(f"the rate of '{pattern}' is {rate:g}, outside [0, 1): it is the share of its units to remove")
+        if self.rates and (self.budget is not None or self.allocate not in (None, "uniform")):
+            raise UsageError("rates of single groups leave nothing to share out: give them without --budget and --allocate")
+        if not 1 <= self.steps <= MOST_STEPS:
+            raise UsageError(f"--steps {self.steps} is outside 1..{MOST_STEPS}")
         if not 0 <= self.floor < 1:
             raise UsageError(f"--floor {self.floor:g} is outside [0, 1)")
         if not 1 <= self.align <= LARGEST_ALIGN:
@@ -100,7 +115,7 @@ class Options:
         """How a budget is shared among groups: as asked; by default ``dp`` where there are data to measure on."""
         if self.allocate is not None:
             return self.allocate
-        if self.scope == "group":
+        if self.scope == "group" or self.rates:
             return "uniform"
         return "dp" if self.budget is not None and self.data is not None else "global"
 

@@ -261,6 +261,24 @@ def test_the_command_repeats_the_run(args: list[str], tmp_path: Path) -> None:
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
 
 
+def test_rates_of_single_groups_and_steps_are_repeated_too(tmp_path: Path) -> None:
+    source = tmp_path / "m.onnx"
+    onnx.save(two_convs(), source)
+    result = gp.prune(source, rate=0.5, steps=2)
+    data = data_of(result.report(tmp_path / "a.html").read_text())
+    assert "--steps 2" in data["recipe"]["command"]
+    for group, entry in zip(data["groups"], result.plan.groups, strict=True):
+        one = data["scores"][0]["groups"][str(group["id"])]
+        assert (sum(one["kept"]), sum(one["gone"])) == (entry["kept"], entry["units"] - entry["kept"])
+    first = gp.prune(source, rates={"w1": 0.25, "w2:0": 0.5})
+    recipe = data_of(first.report(tmp_path / "b.html").read_text())["recipe"]
+    assert recipe["command"].endswith("m.onnx --recipe recipe.yaml")
+    (tmp_path / "recipe.yaml").write_text(recipe["yaml"])
+    again = call("run", source, "-o", tmp_path / "b.onnx", "--recipe", tmp_path / "recipe.yaml")
+    assert again.exit_code == 0, again.output
+    assert (tmp_path / "b.plan.json").read_text() == first.plan.dumps()
+
+
 def test_commands_of_other_options() -> None:
     options = Options(passes=("l1",), data="d.npz", mean=(0.5, 0.25), layout="NHWC", eval="m:f").to_json()
     line = command_line(options, None)

@@ -18,6 +18,7 @@ from graphprune.frontends.onnx import plan_name
 from graphprune.passes.base import Scored, State
 from graphprune.plan import Plan
 from graphprune.printing import FIDELITY, evaluations
+from graphprune.recipe import dumps
 from graphprune.report.layout import layered
 from graphprune.report.network import Box, boxes_of, stem
 from graphprune.report.recipe import command_line
@@ -56,7 +57,7 @@ def payload(state: State, plan: Plan) -> Json:
         "units": [sum(entry[key] for entry in plan.groups) for key in ("units", "kept")],
         "scores": [_scores(scored, state, coupling) for scored in state.scores],
         "frozen": _frozen(plan.frozen),
-        "recipe": _recipe(plan),
+        "recipe": _recipe(state, plan),
         "graph": _graph(plan, boxes, coupling, in_boxes),
     }
     return dict(_plain(data))
@@ -74,9 +75,10 @@ def _model(plan: Plan) -> Json:
     }  # fmt: skip
 
 
-def _recipe(plan: Plan) -> Json:
+def _recipe(state: State, plan: Plan) -> Json:
     options = [[key, value if isinstance(value, str) else _words(value)] for key, value in plan.options.items()]
-    return {"command": command_line(plan.options, plan.source.get("path")), "options": options}
+    command = command_line(plan.options, plan.source.get("path"))
+    return {"command": command, "options": options, "yaml": dumps(state.options)}
 
 
 def _words(value: Any) -> str:

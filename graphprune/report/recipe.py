@@ -15,6 +15,8 @@ _REPEATED = {"passes": "pass", "keep": "keep"}
 
 def command_line(options: Mapping[str, Any], source: str | None) -> str:
     """``graphprune run ...`` with every option that is not at its default."""
+    if options.get("rates"):  # they are given by a file: the recipe is one
+        return shlex.join(["graphprune", "run", source or "MODEL.onnx", "--recipe", "recipe.yaml"])
     defaults = {f.name: f.default for f in fields(Options) if f.default is not MISSING}
     words = ["graphprune", "run", source or "MODEL.onnx"]
     for name, value in options.items():

@@ -106,6 +106,7 @@ function recipe() {
   const copy = h("button", { type: "button", onclick: () => navigator.clipboard.writeText(text).then(() => { copy.textContent = "Copied"; setTimeout(() => { copy.textContent = "Copy"; }, 1500); }, () => getSelection().selectAllChildren(command)) }, "Copy");
   const command = h("pre", { id: "command" }, text);
   return [h("h2", null, "The command that repeats this run"), command, copy,
+    h("h2", null, "The same as a recipe"), h("p", { class: "muted" }, "Saved as recipe.yaml, it repeats the run on this or on another model: graphprune run MODEL --recipe recipe.yaml"), h("pre", { id: "yaml" }, data.recipe.yaml),
     h("h2", null, "Options in force"), table([{ name: "option", of: (r) => r[0] }, { name: "value", of: (r) => h("code", null, r[1]) }], data.recipe.options, "narrow"),
     h("h2", null, "Source"), table([{ name: "", of: (r) => r[0] }, { name: "", of: (r) => h("code", null, r[1]) }], [["file", data.model.path || "in memory"], ["sha256", data.model.sha256 || "–"], ["graphprune", data.model.version]], "narrow")];
 }
