@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from graphprune.combine import InParallel, parse
 from graphprune.errors import UsageError
 
 BUDGETS = ("macs", "params", "bytes")
-#: Passes that fit weights, and so need more samples.
-FITTING = ("recover", "obs", "gram")
+#: Passes that fit weights or fill a histogram, and so need more samples.
+FITTING = ("recover", "obs", "gram", "entropy-luo")
 #: Calibration samples when none are asked for: to look at feature maps, and to fit weights.
 LOOKING_SAMPLES, FITTING_SAMPLES = 16, 256
 #: Wider than any layer.
@@ -39,6 +40,9 @@ class Options:
         How a budget is shared among the groups. ``dp``: by the error after least squares, dynamic programming (the
         default where data are given). ``global``: one threshold over all normalised scores. ``uniform``: the same
         share in each. ``isomorphic``: one threshold for all groups of the same topology.
+    combine
+        How several scoring passes decide together. ``weighted`` (the default, equal weights):
+        ``weighted{entropy=0.7,l1=0.3}``; ``rank-mean``; ``intersection``; ``parallel``.
     floor
         Share of a group's units that is always kept (at least one).
     align
@@ -53,6 +57,7 @@ class Options:
     scope: Literal["global", "group"] = "global"
     grain: Literal["coarse", "fine", "both"] = "coarse"
     allocate: Literal["dp", "global", "uniform", "isomorphic"] | None = None
+    combine: str | None = None
     floor: float = 0.1
     align: int = 1
     exact: bool = False
@@ -77,6 +82,11 @@ class Options:
             raise UsageError(f"--allocate {self.allocate!r}: give one of dp, global, uniform, isomorphic")
         if self.allocate == "dp" and self.budget is None:
             raise UsageError("--allocate dp shares a budget among the groups: give --budget, for example macs=0.5")
+        if isinstance(parse(self.combine), InParallel):
+            if self.scope == "group":
+                raise UsageError("--combine parallel lets the criteria decide how much each group loses: not with --scope group")
+            if self.allocate not in (None, "global"):
+                raise UsageError(f"--combine parallel has thresholds of its own: not with --allocate {self.allocate}")
         if not 0 <= self.floor < 1:
             raise UsageError(f"--floor {self.floor:g} is outside [0, 1)")
         if not 1 <= self.align <= LARGEST_ALIGN:
@@ -100,6 +110,8 @@ class Options:
         """How a budget is shared among groups: as asked; by default ``dp`` where there are data to measure on."""
         if self.allocate is not None:
             return self.allocate
+        if isinstance(parse(self.combine), InParallel):
+            return "global"
         if self.scope == "group":
             return "uniform"
         return "dp" if self.budget is not None and self.data is not None else "global"

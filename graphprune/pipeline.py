@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from graphprune import combine, gradients
 from graphprune.backends import onnx as writer
 from graphprune.calibration import samples_for
 from graphprune.errors import DataError, GraphPruneError, ModelError, UsageError, VerificationError
@@ -104,6 +105,8 @@ def build_passes(specs: Sequence[str]) -> list[Pass]:
     for text in specs:
         spec = parse_pass_spec(text)
         wanted.append(instantiate(registry.load(spec.name), spec.options))
+        if getattr(wanted[-1], "needs", None) == "gradients":
+            gradients.require(spec.name)
     fixed: dict[str, Pass] = {}
     for one in wanted:
         if one.name in (*BEFORE, *AFTER):
@@ -130,8 +133,10 @@ def run_state(source: Any, options: Options, progress: Progress | None = None, u
     state = State(load_any(source), options)
     if progress is not None:
         state.progress = progress
-    if until == "verify" and not any(one.kind == "score" for one in passes):
+    scoring = [one.name for one in passes if one.kind == "score"]
+    if until == "verify" and not scoring:
         raise UsageError("no scoring pass is given: add one, for example --pass l1")
+    combine.check(options.combine, scoring)
     names = [one.name for one in passes]
     if until != AFTER[-1]:
         passes = passes[: names.index(until) + 1]
@@ -203,7 +208,7 @@ def prune(
     data
         Calibration data: a folder of images, ``.npy`` or ``.npz``.
     **options
-        The other fields of :class:`graphprune.Options`: ``scope``, ``grain``, ``align``, ``exact``, ``seed``, ...
+        The other fields of :class:`graphprune.Options`: ``combine``, ``scope``, ``grain``, ``align``, ``exact``, ``seed``, ...
 
     Returns
     -------

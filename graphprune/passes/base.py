@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 Scores = NDArray[np.float64]
 Kind = Literal["transform", "analysis", "score", "select", "recover", "check"]
+#: What a criterion looks at: the weights, feature maps of calibration data, or gradients of a loss (with torch).
+Needs = Literal["weights", "data", "gradients"]
 
 
 @dataclass(frozen=True)
@@ -171,8 +173,8 @@ class Score(Pass):
     kind: ClassVar[Kind] = "score"
     #: What the numbers are in.
     unit: ClassVar[str] = ""
-    #: ``weights`` or ``data``: what it must look at.
-    needs: ClassVar[Literal["weights", "data"]] = "weights"
+    #: What it must look at; a run that cannot give it says so before any work.
+    needs: ClassVar[Needs] = "weights"
     #: Whether numbers of different groups can be compared as they are.
     normalized: ClassVar[bool] = False
 

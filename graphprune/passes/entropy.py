@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from graphprune.featuremaps import Reading, as_maps, layer_outputs, look, tells_apart, unit_means
-from graphprune.passes.base import Score, Scores, State
+from graphprune.passes.base import Needs, Score, Scores, State
 from graphprune.weights import fill_missing
 
 #: Maps of this many values at most are held at a time.
@@ -44,7 +44,7 @@ class Entropy(Score):
 
     name: ClassVar[str] = "entropy"
     unit: ClassVar[str] = "1 - normalised nats"
-    needs: ClassVar[Literal["weights", "data"]] = "data"
+    needs: ClassVar[Needs] = "data"
     normalized: ClassVar[bool] = True
     variant: Literal["squared", "raw"] = "squared"
     reading: Reading = "bn"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 
 from graphprune.elimination import Statistics, gram_of, pivoted
 from graphprune.lstsq import one_thread
-from graphprune.passes.base import Score, Scores, State
+from graphprune.passes.base import Needs, Score, Scores, State
 from graphprune.weights import fill_missing
 
 
@@ -27,7 +27,7 @@ class Gram(Score):
 
     name: ClassVar[str] = "gram"
     unit: ClassVar[str] = "share of the group's variance"
-    needs: ClassVar[Literal["weights", "data"]] = "data"
+    needs: ClassVar[Needs] = "data"
     normalized: ClassVar[bool] = True
 
     def score(self, state: State) -> Scores:
