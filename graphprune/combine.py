@@ -6,6 +6,7 @@ and every group takes one of them whole (:class:`Parallel`).
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from graphprune.passes.select import Chooser
 
 Mask = NDArray[np.bool_]
+#: Rates of the thresholds of ``parallel`` that are looked through.
+STEPS = 32
 
 
 @dataclass(frozen=True)
@@ -231,35 +234,37 @@ class Parallel:
         """Share of the prunable indices that are gone."""
         return float(self.weight[dead].sum() / self.total)
 
-    def meeting(self, target: float, measure: Callable[[Mask], float]) -> Mask:
-        """The mask whose measure comes nearest to a target, by bisection on the rate of the thresholds.
+    def meeting(self, target: float, measure: Callable[[Mask], float]) -> float:
+        """The rate of the thresholds at which a measure comes nearest to a target, the lowest such.
+
+        A mask that keeps nothing yields to one that may keep all, so that more is not always less: rates are looked through
+        in coarse steps, and bisected where the measure first falls below the target.
 
         Parameters
         ----------
         measure
-            Falls as the rate grows: what is left.
+            Of what is left.
         """
-        low, high, steps = 0, len(self.group_of), max(len(self.group_of), 1)
-        while low < high:
-            middle = (low + high) // 2
-            if measure(self.at(middle / steps)) > target:
-                low = middle + 1
-            else:
-                high = middle
-        near = [self.at(k / steps) for k in {max(low - 1, 0), low}]
-        return min(near, key=lambda mask: abs(measure(mask) - target))
+        found: dict[float, float] = {}
 
-    def said(self, dead: Mask) -> str:
+        def left(rate: float) -> float:
+            if rate not in found:
+                found[rate] = measure(self.at(rate))
+            return found[rate]
+
+        rates = [k / STEPS for k in range(STEPS + 1)]
+        for low, high in itertools.pairwise(rates):
+            if left(low) > target >= left(high):
+                for _ in range(max(len(self.group_of) // STEPS, 1).bit_length() + 1):
+                    middle = (low + high) / 2
+                    low, high = (middle, high) if left(middle) > target else (low, middle)
+                break
+        return min(sorted(found), key=lambda rate: abs(found[rate] - target))
+
+    def said(self, rate: float) -> str:
         """Which criterion decides how many of the groups that lose anything, in words."""
-        first = self.choosers[0]
-        counts = dict.fromkeys(self.names, 0)
-        same = 0
-        for group in first.groups:
-            gone = dead[group.units]
-            by = [name for name, c in zip(self.names, self.choosers, strict=True) if dead[c.sorted(group)[: int(gone.sum())]].all()]
-            if gone.any() and len(by) == 1:
-                counts[by[0]] += 1
-            elif gone.any():
-                same += 1
-        listed = ", ".join(f"{name} {n}" for name, n in counts.items())
-        return f"parallel: groups that each criterion decides: {listed}" + (f"; decided alike by several: {same}" if same else "")
+        chosen, removed = self.choice(rate)
+        cut = [group.id for group in self.choosers[0].groups if removed[group.id]]
+        counts = np.bincount(chosen[cut], minlength=len(self.names)).tolist()
+        listed = ", ".join(f"{name} {count}" for name, count in zip(self.names, counts, strict=True))
+        return f"parallel, thresholds at a rate of {rate:.3g}: groups that each criterion decides: {listed}"

@@ -165,5 +165,5 @@ def test_lamp_of_zeros_and_equal_weights() -> None:
 def test_options_are_checked() -> None:
     with pytest.raises(UsageError, match="targets=1 is outside"):
         scored(filters_net(FILTERS), "similarity{targets=1}")
-    with pytest.raises(UsageError, match="targets|greedy|closest"):
+    with pytest.raises(UsageError, match=r"targets\|greedy\|closest"):
         scored(filters_net(FILTERS), "similarity{variant=near}")

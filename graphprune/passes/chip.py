@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphprune.featuremaps import Reading, as_maps, layer_outputs, look, tells_apart
+from graphprune.lstsq import one_thread
 from graphprune.passes.base import Needs, Score, Scores, State
 from graphprune.weights import fill_missing
 
@@ -71,7 +72,8 @@ class Chip(Score):
                 lost[number] += loss
                 whole[number] += full
 
-        look(state, self.name, places, visit, limit=self.images)
+        with one_thread():  # many small matrices: threads would only wait for each other
+            look(state, self.name, places, visit, limit=self.images)
         total, members = np.zeros(coupling.n_units), np.zeros(coupling.n_units)
         for (units, _), loss, full in zip(owned, lost, whole, strict=True):
             share = loss / full if full > 0 else loss

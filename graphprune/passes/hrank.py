@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphprune.featuremaps import Reading, layer_outputs, look, unit_means
+from graphprune.lstsq import one_thread
 from graphprune.passes.base import Needs, Score, Scores, State
 from graphprune.weights import fill_missing
 
@@ -47,7 +48,8 @@ class HRank(Score):
             sums[number] += map_ranks(values, places[number][1])
             images[number] += len(values)
 
-        look(state, self.name, places, visit)
+        with one_thread():  # many small matrices: threads would only wait for each other
+            look(state, self.name, places, visit)
         means = (total / max(count, 1) for total, count in zip(sums, images, strict=True))
         scores, missing = unit_means(coupling, zip(places, means, strict=True))
         return fill_missing(state, self.name, scores, missing, "have no feature map whose rank tells them apart")

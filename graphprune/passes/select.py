@@ -64,14 +64,12 @@ class Select(Pass):
         rate = 0.5 if options.rate is None else options.rate
         if options.budget is not None:
             measure, amount, target, full = Select._target(state)
-            dead = parallel.meeting(target, lambda mask: costs.price(mask).measure(measure))
-            Select._said(state, costs, dead, measure, amount, target, full)
+            rate = parallel.meeting(target, lambda mask: costs.price(mask).measure(measure))
+            Select._said(state, costs, parallel.at(rate), measure, amount, target, full)
         elif bisect:
-            dead = parallel.meeting(1 - rate, lambda mask: 1 - parallel.removed(mask))
-        else:
-            dead = parallel.at(rate)
-        state.note(parallel.said(dead))
-        return dead
+            rate = parallel.meeting(1 - rate, lambda mask: 1 - parallel.removed(mask))
+        state.note(parallel.said(rate))
+        return parallel.at(rate)
 
     @staticmethod
     def _target(state: State) -> tuple[str, float, float, int]:
