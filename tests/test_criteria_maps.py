@@ -221,6 +221,28 @@ def test_wanda_of_grouped_and_depthwise_layers(tmp_path: Path) -> None:
     assert scores == pytest.approx(total / members, rel=1e-5)
 
 
+def test_wanda_of_transposed_convolutions_and_flattened_maps(tmp_path: Path) -> None:
+    """Weights [in, out, k, k]; and a matrix product that reads each channel at four positions."""
+    model = with_weights(
+        """<ir_version: 8, opset_import: ["": 17]>
+        net (float[N, 3, 1, 1] x) => (float[N, 5] y) {
+            a = Conv(x, w1)
+            t = ConvTranspose<strides=[2, 2]>(a, w2)
+            f = Flatten(t)
+            y = MatMul(f, w3)
+        }""",
+        w1=(6, 3, 1, 1), w2=(6, 4, 2, 2), w3=(16, 5),
+    )  # fmt: skip
+    x = np.random.default_rng(2).standard_normal((4, 3, 1, 1)).astype(np.float32)
+    scores, result = scored(model, "wanda", x, tmp_path)
+    w = {v.name: np.asarray(result.state.parameter(v), float) for v in coupling_of(result).constants}
+    seen = Runner(result.state.model, outputs=["a", "f"]).run({"x": x})
+    a = np.array([np.linalg.norm(seen["a"][:, i]) * np.linalg.norm(w["w2"][i]) for i in range(6)])
+    f = np.array([np.linalg.norm(seen["f"][:, i]) * np.linalg.norm(w["w3"][i]) for i in range(16)])
+    assert scores[units_of(result, "w1", 0)] == pytest.approx(a / a.mean(), rel=1e-5)
+    assert scores[units_of(result, "w2", 1)] == pytest.approx((f / f.mean()).reshape(4, 4).mean(axis=1), rel=1e-5)
+
+
 def test_as_maps_and_ranks_of_more_axes() -> None:
     values = np.arange(24.0).reshape(2, 2, 3, 2)
     assert as_maps(values, 3).shape == (2, 2, 6) and as_maps(values, 3)[0, 1].tolist() == [1, 3, 5, 7, 9, 11]
