@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import onnx
 import pytest
+from click.testing import CliRunner, Result
 
 import graphprune as gp
 from graphprune import combine, gradients, pipeline
+from graphprune.cli import cli
 from graphprune.errors import UsageError
 from graphprune.options import Options
 from graphprune.passes.base import Needs, Score, Scored, Scores, State
@@ -221,3 +226,21 @@ def test_gradients_are_refused_before_any_work(monkeypatch: pytest.MonkeyPatch, 
     message = "not computed yet" if torch else "need torch, which is not installed: 'pip install torch'"
     with pytest.raises(UsageError, match=f"pass 'wanting' looks at gradients.*{message}"):
         gp.prune("there is no such file.onnx", "wanting")
+
+
+# -- as a user types it ------------------------------------------------------------------------------------------------
+
+
+def test_command_line(tmp_path: Path) -> None:
+    onnx.save(two_convs(16, 12), tmp_path / "m.onnx")
+
+    def call(*args: str) -> Result:
+        return CliRunner().invoke(cli, ["run", str(tmp_path / "m.onnx"), "-o", str(tmp_path / "o.onnx"), *args], prog_name="graphprune")
+
+    done = call("--pass", "l1", "--pass", "fpgm", "--combine", "parallel", "--rate", "0.4")
+    assert done.exit_code == 0, done.output
+    plan = json.loads((tmp_path / "o.plan.json").read_text())
+    assert plan["options"]["combine"] == "parallel" and list(plan["scores"]) == ["l1", "fpgm"]
+    assert any("that each criterion decides" in note for note in plan["notes"])
+    wrong = call("--pass", "l1", "--combine", "parallel")
+    assert wrong.exit_code == 2 and "add another --pass" in wrong.output
