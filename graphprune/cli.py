@@ -142,25 +142,33 @@ def _shape_option(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option(
     "--eval", "evaluation", metavar="MODULE:FUNCTION", help="A function of an .onnx path, called before and after."
 )
+@click.option("--rates", type=click.Path(dir_okay=False), metavar="FILE",
+              help="YAML, 'TENSOR[:AXIS]: rate' a line, globs too: rates of single groups.")  # fmt: skip
+@click.option("--steps", type=int, default=1, show_default=True, help="Score, cut and recover so many times on the way.")
 @click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--recipe", type=click.Path(dir_okay=False), metavar="FILE", help="YAML with options; those given here win.")
+@click.option("--dump-recipe", type=click.Path(dir_okay=False, allow_dash=True), metavar="FILE",
+              help="Write the options in force as a recipe ('-': print) and stop.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output, for machines.")
 @_shape_option
-def run(model: str, output: Path | None, align: str, mean: str | None, std: str | None, shapes: tuple[str, ...],
-        evaluation: str | None, as_json: bool, **options: Any) -> None:  # fmt: skip
+@click.pass_context
+def run(ctx: click.Context, /, model: str, output: Path | None, recipe: str | None, dump_recipe: str | None, as_json: bool,
+        **given: Any) -> None:  # fmt: skip
     """Cut MODEL, prove the cut, write OUT.onnx and OUT.plan.json."""
+    from graphprune.options import Options
     from graphprune.pipeline import evaluate, prune
     from graphprune.printing import Display, print_result
     from graphprune.writing import check_output
 
-    if not (align.isascii() and align.isdigit()) or int(align) < 1:
-        raise click.UsageError(f"--align {align}: a whole number of 1 or more ('auto' needs a device: not yet)")
+    options = _options(ctx, model, recipe, given)
+    if dump_recipe is not None:
+        _dump(dump_recipe, model, Options(**options))
+        return
     output = Path(f"{Path(model).stem}.pruned.onnx") if output is None else output
     check_output(model, output)
+    evaluation = options.pop("eval", None)
     with Display(quiet=as_json) as display:
-        result = prune(
-            model, passes=options.pop("passes") or ("l1",), progress=display.progress, align=int(align),
-            mean=_numbers("--mean", mean), std=_numbers("--std", std), shapes=_shapes(model, shapes), **options,
-        )  # fmt: skip
+        result = prune(model, progress=display.progress, **options)
         if evaluation is not None:
             display.progress("evaluating", 0.0)
             evaluate(result, evaluation)
@@ -191,6 +199,103 @@ def inspect(model: str, why: str | None, shapes: tuple[str, ...], as_json: bool)
         click.echo(json.dumps(inspection(state)))
     else:
         print_inspection(state)
+
+
+def _data_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What ``run``'s namesakes say, for commands that run it many times."""
+    for option in (
+        click.option("--data", metavar="PATH", help="Calibration data: a folder of images, .npy, or .npz by input name."),
+        click.option("--samples", type=int, help="Calibration samples."),
+        click.option("--mean", metavar="A,B,C"),
+        click.option("--std", metavar="A,B,C"),
+        click.option("--layout", type=click.Choice(["NCHW", "NHWC"])),
+        click.option("--grain", type=click.Choice(["coarse", "fine", "both"]), default="coarse"),
+        click.option("--keep", multiple=True, metavar="GLOB", help="Tensors to leave whole."),
+        click.option("--executor", "where", default="processes", show_default=True, metavar="NAME",
+                     help="here, processes[:N], dask[:N] or dask:ADDRESS."),
+        click.option("--seed", type=int, default=0),
+        click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output."),
+        click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="A picture: .svg or .png."),
+    ):  # fmt: skip
+        command = option(command)
+    return _shape_option(command)
+
+
+def _given(model: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Options of the API: those that are set, read as ``run`` reads them."""
+    options["shapes"] = dict(_shapes(model, options["shapes"]))
+    for name in ("mean", "std"):
+        options[name] = _numbers(f"--{name}", options[name])
+    return {name: value for name, value in options.items() if value not in (None, (), {})}
+
+
+@cli.command()
+@click.argument("model")
+@click.option("--pass", "passes", multiple=True, metavar="NAME[{opt=val,...}]", required=True,
+              help="A criterion; several times. Both signs and several seeds are run where a criterion has them.")  # fmt: skip
+@click.option("--budget", "budgets", multiple=True, metavar="macs=0.5", help="What to keep; several times.")
+@click.option("--rate", type=float, help="Share of the indices to remove. Default 0.5 without a budget.")
+@click.option("--scope", type=click.Choice(["global", "group"]), default="global", show_default=True)
+@click.option("--allocate", type=click.Choice(["dp", "global", "uniform", "isomorphic"]), default="uniform", show_default=True,
+              help="How a budget is shared among groups.")  # fmt: skip
+@click.option("--recover", type=click.Choice(["ls", "bn", "bias", "none"]), default="ls", show_default=True)
+@click.option("--eval", "evaluate", default="", metavar="MODULE:FUNCTION",
+              help="A function of an .onnx path, called before and after recovery; higher is better.")  # fmt: skip
+@click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Seeds of criteria that draw.")
+@click.option("--latency/--no-latency", default=True, show_default=True, help="Time results and source in turns.")
+@_data_options
+def compare(model: str, passes: tuple[str, ...], budgets: tuple[str, ...], rate: float | None, allocate: str, recover: Any,
+            evaluate: str, seeds: int, latency: bool, where: str, as_json: bool, plot: Path | None,
+            **options: Any) -> None:  # fmt: skip
+    """Criteria side by side: same budget, data and recovery."""
+    from graphprune.compare import compare as side_by_side
+    from graphprune.executor import executor
+    from graphprune.printing import Display
+    from graphprune.printing_compare import print_comparison
+
+    given = _given(model, options)
+    if budgets:
+        given["allocate"] = allocate
+    with Display(quiet=as_json) as display:
+        found = side_by_side(
+            model, passes, budgets=budgets, rate=rate, recover=recover, evaluate=evaluate, seeds=seeds, latency=latency,
+            executor=executor(where), progress=display.progress, **given,
+        )  # fmt: skip
+    if plot is not None:
+        from graphprune.plots import plot_comparison
+
+        plot_comparison(found, plot)
+    if as_json:
+        click.echo(json.dumps(found.to_json()))
+    else:
+        print_comparison(found)
+
+
+@cli.command()
+@click.argument("model")
+@click.option("--pass", "criterion", default="l1", show_default=True, metavar="NAME", help="Criterion that orders a group's units.")
+@click.option("--levels", default="0.1,0.25,0.5,0.75", show_default=True, help="Shares of a group's units to remove.")
+@_data_options
+def sensitivity(model: str, criterion: str, levels: str, where: str, as_json: bool, plot: Path | None, **options: Any) -> None:
+    """What each group alone costs: it is cut at several levels, the outputs are compared with the source's."""
+    from graphprune.executor import executor
+    from graphprune.printing import Display
+    from graphprune.printing_compare import print_sensitivity
+    from graphprune.sensitivity import sensitivity as curves_of
+
+    shares = _numbers("--levels", levels) or ()
+    with Display(quiet=as_json) as display:
+        found = curves_of(
+            model, criterion, levels=shares, executor=executor(where), progress=display.progress, **_given(model, options)
+        )
+    if plot is not None:
+        from graphprune.plots import plot_sensitivity
+
+        plot_sensitivity(found, plot)
+    if as_json:
+        click.echo(json.dumps(found.to_json()))
+    else:
+        print_sensitivity(found)
 
 
 @cli.command()
@@ -241,6 +346,59 @@ def _shapes(model: str, texts: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
 
     names = None if all("=" in text for text in texts) else [spec.name for spec in input_specs(load(model).model)]
     return parse_shapes(texts, names)
+
+
+def _options(ctx: click.Context, model: str, recipe: str | None, given: dict[str, Any]) -> dict[str, Any]:
+    """Options of a run by their names in Python: the recipe's, and over them what stands on the command line."""
+    from graphprune import recipe as recipes
+
+    options = {} if recipe is None else recipes.load(recipe)
+    names = {"evaluation": "eval"}
+    written = {name: value for name, value in given.items() if _is_written(ctx, name)}
+    for one, other in (("rate", "budget"), ("budget", "rate")):
+        if one in written:
+            options.pop(other, None)
+    options.update({names.get(name, name): _read(name, value, model) for name, value in written.items()})
+    options.setdefault("passes", ("l1",))
+    return options
+
+
+def _is_written(ctx: click.Context, name: str) -> bool:
+    """Whether an option stands on the command line, and is not a default."""
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _read(name: str, value: Any, model: str) -> Any:
+    """One option as the API takes it."""
+    if name == "align":
+        if not (value.isascii() and value.isdigit()) or int(value) < 1:
+            raise click.UsageError(f"--align {value}: a whole number of 1 or more ('auto' needs a device: not yet)")
+        return int(value)
+    if name in ("mean", "std"):
+        return _numbers(f"--{name}", value)
+    if name == "shapes":
+        return _shapes(model, value)
+    if name == "rates":
+        from graphprune.options import Options
+        from graphprune.recipe import mapping_from
+        from graphprune.spec import typed
+
+        return typed(Options, {"rates": mapping_from(value, "--rates")}, f"--rates {value}")["rates"]
+    return value
+
+
+def _dump(target: str, model: str, options: Any) -> None:
+    """Write a recipe, or print it."""
+    from graphprune.backends.onnx import Transaction
+    from graphprune.recipe import dumps
+
+    if target == "-":
+        click.echo(dumps(options), nl=False)
+        return
+    with Transaction(protect=[Path(model)]) as transaction:
+        transaction.write(Path(target), dumps(options).encode())
+    click.echo(f"written: {target}; repeat with graphprune run {model} --recipe {target}")
 
 
 def _summary(result: Result, files: list[Path]) -> dict[str, Any]:

@@ -196,7 +196,7 @@ class Parallel:
         first = self.choosers[0]
         self.weight, self.group_of = first.coupling.weight, first.coupling.group_of
         units = np.concatenate([group.units for group in first.groups])
-        self.total = int(self.weight[units].sum())
+        self.total = max(first.indices(), 1)
         #: For each criterion all units by score, and the indices that are gone up to each.
         self._orders = [units[np.argsort(chooser.scores[units], kind="stable")] for chooser in self.choosers]
         self._gone = [np.cumsum(self.weight[order]) for order in self._orders]

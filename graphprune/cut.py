@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from graphprune import shapes
 from graphprune.coupler import subgraphs
@@ -100,7 +101,9 @@ class Rewriter:
 
     def again(self) -> ir.Model:
         """The same cut a second time, its weights as they were sliced."""
-        return Rewriter(self.source, self.coupling, self.old_facts, self.dead[:-1]).run()
+        model = Rewriter(self.source, self.coupling, self.old_facts, self.dead[:-1]).run()
+        RemoveUnusedNodesPass()(model)
+        return model
 
     def _pair(self, old: ir.Graph, new: ir.Graph) -> None:
         """Match the values of a graph and its copy, and forget shapes that may become stale."""

@@ -39,3 +39,7 @@ class VerificationError(GraphPruneError):
     """A cut model that does not agree with the masked original; nothing is written."""
 
     exit_code = 3
+
+
+class NothingPrunableError(UsageError):
+    """Every axis is frozen or kept."""

@@ -15,6 +15,7 @@ BUDGETS = ("macs", "params", "bytes")
 FITTING = ("recover", "obs", "gram", "entropy-luo")
 #: Calibration samples when none are asked for: to look at feature maps, and to fit weights.
 LOOKING_SAMPLES, FITTING_SAMPLES = 16, 256
+MOST_STEPS = 1000
 #: Wider than any layer.
 LARGEST_ALIGN = 1 << 31
 
@@ -49,6 +50,11 @@ class Options:
         Kept widths are multiples of this where that leaves anything to cut.
     exact
         Leave units whose removal is not the same as zeroing them.
+    rates
+        Tensor name or glob, with ``:axis`` where one axis is meant -> share to remove of the groups that it belongs to,
+        in [0, 1); other groups lose ``rate``, or nothing where none is given.
+    steps
+        Times that the model is scored, cut and recovered on the way to the rate or budget.
     """
 
     passes: tuple[str, ...] = ("l1",)
@@ -69,6 +75,8 @@ class Options:
     layout: str | None = None
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     eval: str | None = None
+    rates: Mapping[str, float] = field(default_factory=dict)
+    steps: int = 1
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -82,11 +90,23 @@ class Options:
             raise UsageError(f"--allocate {self.allocate!r}: give one of dp, global, uniform, isomorphic")
         if self.allocate == "dp" and self.budget is None:
             raise UsageError("--allocate dp shares a budget among the groups: give --budget, for example macs=0.5")
-        if isinstance(parse(self.combine), InParallel):
-            if self.scope == "group":
-                raise UsageError("--combine parallel lets the criteria decide how much each group loses: not with --scope group")
+        for pattern, rate in self.rates.items():
+            if not 0 <= rate < 1:
+                raise UsageError(f"the rate of '{pattern}' is {rate:g}, outside [0, 1): it is the share of its units to remove")
+        if self.rates and (self.budget is not None or self.allocate not in (None, "uniform")):
+            raise UsageError("rates of single groups leave nothing to share out: give them without --budget and --allocate")
+        if not 1 <= self.steps <= MOST_STEPS:
+            raise UsageError(f"--steps {self.steps} is outside 1..{MOST_STEPS}")
+        way = parse(self.combine)
+        if isinstance(way, InParallel):
+            if self.scope == "group" or self.rates:
+                other = "rates of single groups" if self.rates else "--scope group"
+                raise UsageError(f"--combine parallel lets the criteria decide how much each group loses: not with {other}")
             if self.allocate not in (None, "global"):
                 raise UsageError(f"--combine parallel has thresholds of its own: not with --allocate {self.allocate}")
+            if not way.bisect and (self.budget is not None or self.steps > 1):
+                other = "--budget" if self.budget is not None else "--steps"
+                raise UsageError(f"--combine parallel{{bisect=false}} takes --rate as that of its thresholds: not with {other}")
         if not 0 <= self.floor < 1:
             raise UsageError(f"--floor {self.floor:g} is outside [0, 1)")
         if not 1 <= self.align <= LARGEST_ALIGN:
@@ -112,7 +132,7 @@ class Options:
             return self.allocate
         if isinstance(parse(self.combine), InParallel):
             return "global"
-        if self.scope == "group":
+        if self.scope == "group" or self.rates:
             return "uniform"
         return "dp" if self.budget is not None and self.data is not None else "global"
 

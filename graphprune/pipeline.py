@@ -89,9 +89,7 @@ class Result:
 
 def load_any(source: Any) -> Loaded:
     """A model from a path, an ``onnx.ModelProto`` or an ``onnx_ir.Model``."""
-    if isinstance(source, ir.Model):
-        source = ir.to_proto(source)
-    if isinstance(source, (str, os.PathLike, onnx.ModelProto)):
+    if isinstance(source, (str, os.PathLike, onnx.ModelProto, ir.Model)):
         if isinstance(source, str) and ":" in source and not Path(source).exists() and not source.endswith(".onnx"):
             raise UsageError(f"'{source}' looks like a torch factory: torch modules are not taken yet, export to .onnx")
         return load(source)
@@ -125,8 +123,14 @@ def build_passes(specs: Sequence[str]) -> list[Pass]:
     return [*(fixed[name] for name in BEFORE), *scoring, *(fixed[name] for name in AFTER), *recovering]
 
 
-def run_state(source: Any, options: Options, progress: Progress | None = None, until: str = "verify") -> State:
-    """Run all passes up to and with ``until``."""
+def run_state(
+    source: Any, options: Options, progress: Progress | None = None, until: str = "verify",
+    prepare: Callable[[State], None] = lambda _state: None,
+) -> State:  # fmt: skip
+    """Run all passes up to and with ``until`` (``couple``, ``scores``, ``verify``).
+
+    ``prepare`` sees the state between analysis and scores.
+    """
     passes = build_passes(options.passes)
     if options.data is not None and not Path(options.data).expanduser().exists():
         raise UsageError(f"--data {options.data} does not exist")
@@ -137,11 +141,10 @@ def run_state(source: Any, options: Options, progress: Progress | None = None, u
     if until == "verify" and not scoring:
         raise UsageError("no scoring pass is given: add one, for example --pass l1")
     combine.check(options.combine, scoring)
-    names = [one.name for one in passes]
-    if until != AFTER[-1]:
-        passes = passes[: names.index(until) + 1]
-    if until == "couple":
-        passes = [one for one in passes if one.kind != "score"]
+    if until == "scores":
+        passes = [one for one in passes if one.name in BEFORE or one.kind == "score"]
+    elif until != AFTER[-1]:
+        passes = [one for one in passes[: [one.name for one in passes].index(until) + 1] if one.kind != "score"]
     # The passes before the scores never read the weights that are looked through meanwhile.
     with ThreadPoolExecutor(1) as pool:
         finite = pool.submit(check_finite, weights_of(state.model))
@@ -149,12 +152,18 @@ def run_state(source: Any, options: Options, progress: Progress | None = None, u
             run_passes(state, [one for one in passes if one.name in BEFORE])
         finally:
             finite.result()
+    prepare(state)
     run_passes(state, [one for one in passes if one.name not in BEFORE])
+    finish(state)
+    return state
+
+
+def finish(state: State) -> None:
+    """What a plan says of the whole run."""
     if state.plan is not None:
-        if options.data is not None and not state.plan.fidelity:
+        if state.options.data is not None and not state.plan.fidelity:
             state.plan.fidelity = compare_on_data(state)
         state.plan.notes = list(state.notes)
-    return state
 
 
 def run_passes(state: State, passes: Sequence[Pass]) -> None:
@@ -226,7 +235,12 @@ def prune(
         )  # fmt: skip
     except TypeError as error:
         raise UsageError(f"{error}".replace("Options.__init__()", "prune()")) from error
-    state = run_state(source, chosen, progress)
+    if chosen.steps > 1:
+        from graphprune.schedule import run_steps
+
+        state = run_steps(source, chosen, progress)
+    else:
+        state = run_state(source, chosen, progress)
     result = Result(state)
     if chosen.eval is not None:
         evaluate(result, chosen.eval)
@@ -240,6 +254,18 @@ def inspect(source: Any, *, shapes: Mapping[str, tuple[int, ...]] | None = None)
 
 def evaluate(result: Result, target: str) -> None:
     """Call the user's ``MODULE:FUNCTION`` on the source and on the cut model."""
+    for key, model in (("before", result.state.loaded.path or result.state.loaded.model), ("after", result.model)):
+        result.state.evaluation[key] = call_on(model, target, key)
+
+
+def call_on(model: ir.Model | Path, target: str, when: str) -> float | dict[str, float]:
+    """What the user's ``MODULE:FUNCTION`` gives for a model (or its file) ``before`` or ``after`` the cut.
+
+    Raises
+    ------
+    UsageError
+        It cannot be loaded, fails, or gives no number.
+    """
     module, colon, name = target.partition(":")
     if not colon:
         raise UsageError(f"--eval '{target}': write MODULE:FUNCTION, a function of the path of an .onnx file")
@@ -250,18 +276,14 @@ def evaluate(result: Result, target: str) -> None:
     except (Exception, SystemExit) as error:
         raise UsageError(f"--eval '{target}' cannot be loaded: {_told(error)}") from error
     with tempfile.TemporaryDirectory(prefix="graphprune-") as folder:
-        cut = Path(folder) / "cut.onnx"
-        writer.save(result.model, cut)
-        source = result.state.loaded.path
-        if source is None:
-            source = Path(folder) / "source.onnx"
-            writer.save(result.state.loaded.model, source)
-        for key, path in (("before", source), ("after", cut)):
-            try:
-                value = function(str(path))
-            except (Exception, SystemExit) as error:
-                raise UsageError(f"--eval '{target}' failed on the model {key} the cut: {_told(error)}") from error
-            result.state.evaluation[key] = _numbers(value, target)
+        path = model if isinstance(model, Path) else Path(folder) / f"{when}.onnx"
+        if not isinstance(model, Path):
+            writer.save(model, path)
+        try:
+            value = function(str(path))
+        except (Exception, SystemExit) as error:
+            raise UsageError(f"--eval '{target}' failed on the model {when} the cut: {_told(error)}") from error
+    return _numbers(value, target)
 
 
 def _told(error: BaseException) -> str:

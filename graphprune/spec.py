@@ -292,6 +292,8 @@ def describe_type(annotation: Any) -> str:
         return "|".join(map(describe_type, args))
     if origin is tuple and not (len(args) == 2 and args[1] is Ellipsis):
         return "[" + ",".join(map(describe_type, args)) + "]"
+    if isinstance(origin, type) and issubclass(origin, Mapping) and args:
+        return f"{describe_type(args[0])} to {describe_type(args[1])}, by key"
     if isinstance(origin, type) and issubclass(origin, Collection) and args:
         return f"list of {describe_type(args[0])}"
     if isinstance(annotation, type) and issubclass(annotation, enum.Enum):
@@ -366,6 +368,10 @@ def _coerce(value: object, annotation: Any) -> object:
     container = origin or annotation
     if isinstance(container, type) and container in (tuple, list, frozenset, Sequence, Collection):
         return _coerce_items(value, container, args)
+    if container is Mapping:
+        if not isinstance(value, Mapping):
+            raise _Mismatch
+        return {_coerce(key, args[0]): _coerce(inner, args[1]) for key, inner in value.items()}
     raise TypeError(f"options of type {describe_type(annotation)} cannot be given as text")
 
 
@@ -404,6 +410,27 @@ def _coerce_items(value: object, container: type, args: tuple[Any, ...]) -> obje
     return container(coerced) if container in (list, frozenset) else tuple(coerced)
 
 
+def typed(cls: type, values: Mapping[str, object], title: str) -> dict[str, Any]:
+    """Values of fields of a dataclass, each as the type that the field is annotated with.
+
+    Raises
+    ------
+    UsageError
+        A value of another type; ``title`` says whose it is.
+    """
+    hints, out = _hints(cls), {}
+    for name, value in values.items():
+        try:
+            out[name] = _coerce(value, hints[name])
+        except _Mismatch:
+            wanted = describe_type(hints[name])
+            near = nearest(value, wanted.split("|")) if isinstance(value, str) else ""
+            raise UsageError(f"{title}: option '{name}' is {wanted}, not {format_value(value)}{near}") from None
+        except TypeError as error:
+            raise UsageError(f"{title}: option '{name}': {error}") from error
+    return out
+
+
 def instantiate(cls: type[T], options: Mapping[str, object]) -> T:
     """Build a pass from its options, each checked against the annotation of its field.
 
@@ -428,20 +455,10 @@ def instantiate(cls: type[T], options: Mapping[str, object]) -> T:
     title = f"pass '{getattr(cls, 'name', cls.__qualname__)}'"
     hints, known = _hints(cls), options_of(cls)
     listing = "its options are: " + ", ".join(map(str, known)) if known else "it takes no options"
-    values: dict[str, Any] = {}
-    for name, value in options.items():
+    for name in options:
         if name not in hints:
             raise UsageError(f"{title} has no option '{name}'{nearest(name, hints)}\n{listing}")
-        try:
-            values[name] = _coerce(value, hints[name])
-        except _Mismatch:
-            wanted = describe_type(hints[name])
-            near = nearest(value, wanted.split("|")) if isinstance(value, str) else ""
-            raise UsageError(
-                f"{title}: option '{name}' is {wanted}, not {format_value(value)}{near}"
-            ) from None
-        except TypeError as error:
-            raise UsageError(f"{title}: option '{name}': {error}") from error
+    values = typed(cls, options, title)
     missing = [info.name for info in known if info.default is None and info.name not in values]
     if missing:
         raise UsageError(f"{title} needs option '{missing[0]}': write {missing[0]}=...\n{listing}")

@@ -56,6 +56,7 @@ WEIGHT_SLOTS: dict[str, tuple[int, ...]] = {
     "BiasAdd": (1,),
     "MoE": (2, 3, 4, 5, 6, 7),
     "Gather": (0,),
+    "GatherND": (0,),
 }
 CONTRIB_ATTENTION = {"Attention": (1, 2), "QAttention": (1, 2)}  # com.microsoft: weights are inputs
 CONV_WEIGHTS = {"Conv": 1, "ConvTranspose": 1, "DeformConv": 1, "FusedConv": 1, "QLinearConv": 3, "ConvInteger": 1}
@@ -248,7 +249,7 @@ class Constants:
             slots = tuple(range(len(node.input) - int(attr(node, "num_scan_inputs")), len(node.input)))
         for index in slots:
             if index < len(node.input) and node.input[index] in self.values:
-                kind = "embed" if op == "Gather" else "weight"
+                kind = "embed" if op.startswith("Gather") else "weight"
                 if kind == "weight" or is_float(self.values[node.input[index]]):
                     self.slots.append(Slot(graph, node, index, node.input[index], kind))
         if op in ("Add", "Sum") and any(n in self._linear for n in node.input):
@@ -314,6 +315,8 @@ class Constants:
                 axis=tuple(axes) if axes is not None else None, keepdims=bool(attr(node, "keepdims", 1))
             )
             return [np.asarray(reduced).reshape(shape)]
+        if op == "BatchNormalization":  # of a weight: standardisation as frameworks write it
+            return [masks[0]]
         if op == "MatMul":
             alive = np.matmul((~masks[0]).astype(np.float32), (~masks[1]).astype(np.float32))
             return [np.asarray(alive == 0).reshape(shape)]

@@ -109,6 +109,14 @@ def test_budget_is_met(how: str) -> None:
     assert result.plan.verify["passed"] and result.plan.options["combine"] == how
 
 
+def test_parallel_in_steps() -> None:
+    """Each step finds its own thresholds; the rate holds in the end."""
+    result = gp.prune(two_convs(60, 50), ["l1", "random"], combine="parallel", rate=0.5, steps=2)
+    coupling, dead = result.state.coupling, result.state.dead
+    assert coupling is not None and dead is not None and result.plan.verify["passed"]
+    assert coupling.weight[dead].sum() / coupling.weight.sum() == pytest.approx(0.5, abs=0.03)
+
+
 def test_intersection_takes_what_both_would() -> None:
     # Places of a 0..3: 1 2 3 4 and 4 1 2 3: the largest are 4 2 3 4.
     dead, _ = decide({"p": [[1, 2, 3, 4]], "q": [[40, 10, 20, 30]]}, "intersection", rate=0.5)
@@ -153,6 +161,9 @@ def test_scores_that_are_not_normalised_are_divided_by_the_group_mean() -> None:
         (["l1", "l2"], {"combine": "parallel{"}, "never closed"),
         (["l1", "l2"], {"combine": "parallel", "scope": "group"}, "not with --scope group"),
         (["l1", "l2"], {"combine": "parallel", "budget": "macs=0.5", "allocate": "dp"}, "not with --allocate dp"),
+        (["l1", "l2"], {"combine": "parallel", "rates": {"w1": 0.5}}, "not with rates of single groups"),
+        (["l1", "l2"], {"combine": "parallel{bisect=false}", "steps": 2}, "not with --steps"),
+        (["l1", "l2"], {"combine": "parallel{bisect=false}", "budget": "macs=0.5"}, "not with --budget"),
         (["l1", "l2"], {"combine": "weighted{l3=1}"}, "no criterion 'l3' in this run; did you mean"),
         (["l1", "l2"], {"combine": "weighted{l1=0,l2=0}"}, "not all 0"),
         (["l1", "l2"], {"combine": "weighted{l1=-1,l2=2}"}, "0 or more"),

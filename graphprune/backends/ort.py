@@ -13,6 +13,7 @@ that are compared must run at the same level.
 from __future__ import annotations
 
 import itertools
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -43,6 +44,12 @@ _COPIES = 4
 
 Feed = Mapping[str, Array]
 Live = dict[ir.Value, ort.OrtValue]
+
+
+def default_threads() -> int | None:
+    """Threads within an operator where nobody says: as the environment does in a worker process, else all cores."""
+    given = os.environ.get("GRAPHPRUNE_THREADS", "")
+    return int(given) if given.isdigit() and int(given) > 0 else None
 
 
 class _Restart(Exception):
@@ -94,7 +101,7 @@ class Runner:
         self._model = model
         self._replace = replace
         self._limits = max_weight_bytes, max_activation_bytes
-        self._threads = threads
+        self._threads = default_threads() if threads is None else threads
         self._level = level
         self._saturates = _may_saturate(model)
         self._may_widen = widen is not False

@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
-from graphprune.backends.ort import BASIC, Session, uses_type
+from graphprune.backends.ort import BASIC, Session, default_threads, uses_type
 from graphprune.backends.ort_values import Array, as_array, ort_value
 from graphprune.backends.pieces import Piece, needed_nodes, reads
 from graphprune.backends.session_proto import SessionWriter, Types
@@ -199,6 +199,8 @@ def _options() -> ort.SessionOptions:
     options.graph_optimization_level = BASIC
     options.log_severity_level = 4
     options.use_deterministic_compute = True
+    if (threads := default_threads()) is not None:
+        options.intra_op_num_threads = threads
     # An arena would keep the largest activations of every step.
     options.enable_cpu_mem_arena = False
     return options

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -59,6 +59,28 @@ class Scored:
     normalized: bool
 
 
+@dataclass(frozen=True)
+class Quota:
+    """What a step of several leaves and takes, group by group, where the options speak of the source.
+
+    Attributes
+    ----------
+    groups
+        Groups that may be cut: those of the source that may.
+    floors
+        Group -> units that stay at least.
+    rates
+        Group -> share to remove, with ``--scope group``.
+    indices
+        Indices to remove in all, with ``--scope global``.
+    """
+
+    groups: frozenset[int]
+    floors: Mapping[int, int]
+    rates: Mapping[int, float]
+    indices: float
+
+
 @dataclass
 class State:
     """Everything one run knows. Data moves one way: passes read what earlier ones wrote."""
@@ -82,6 +104,7 @@ class State:
     evaluation: dict[str, Any] = field(default_factory=dict)
     #: Tensors of the file that only folded nodes read, each with its reader.
     folded: list[tuple[ir.Value, ir.Node]] = field(default_factory=list)
+    quota: Quota | None = None
     _samples: Samples | None = None
     _statistics: Statistics | None = None
 
@@ -177,6 +200,8 @@ class Score(Pass):
     needs: ClassVar[Needs] = "weights"
     #: Whether numbers of different groups can be compared as they are.
     normalized: ClassVar[bool] = False
+    #: Whether another seed gives other numbers.
+    draws: ClassVar[bool] = False
 
     @abstractmethod
     def score(self, state: State) -> Scores:

@@ -26,6 +26,7 @@ class Random(Score):
     name: ClassVar[str] = "random"
     unit: ClassVar[str] = "U(0,1)"
     normalized: ClassVar[bool] = True
+    draws: ClassVar[bool] = True
     seed: int | None = None
 
     def score(self, state: State) -> Scores:

@@ -79,7 +79,6 @@ class Recover(Pass):
         if not used:
             # Every layer came nearer to the source, the outputs did not: the plain cut is what is delivered.
             state.cut = state.rewriter.again()
-            RemoveUnusedNodesPass()(state.cut)
             record.tensors, after = [], before
             state.note("recover: the outputs on held-out samples came no nearer to the source's: the weights stay as cut")
         count = sum(samples_in(feed, samples.batched) for feed in held)

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
 
 from graphprune import combine
 from graphprune.costs import CostModel, Profile
 from graphprune.coupling import Coupling, Group
-from graphprune.errors import UsageError
+from graphprune.errors import NothingPrunableError, UsageError
 from graphprune.frontends.onnx import plan_name
 from graphprune.passes.base import Kind, Pass, Scores, State
 from graphprune.spec import nearest
@@ -38,18 +39,16 @@ class Select(Pass):
         coupling = state.need_coupling()
         costs = CostModel(state.model, coupling, state.need_facts())
         state.before = costs.price()
-        if not state.scores:
-            raise UsageError("nothing to select by: give a scoring pass, for example --pass l1")
         options = state.options
         way = combine.parse(options.combine)
         if isinstance(way, combine.InParallel):
             state.dead = self._parallel(state, coupling, costs, way.bisect)
         else:
-            chooser = Chooser(state, coupling, combine.joined(way, state.scores, coupling))
+            chooser = Chooser(state, coupling, combined(state, coupling))
             if options.budget is not None:
                 state.dead = self._budget(state, chooser, costs)
             else:
-                state.dead = chooser.by_rate(0.5 if options.rate is None else options.rate)
+                state.dead = chooser.by_rate((0.0 if options.rates else 0.5) if options.rate is None else options.rate)
         state.after = costs.price(state.dead)
         if not state.dead.any():
             asked = f"align {options.align}, floor {options.floor:g}"
@@ -67,7 +66,9 @@ class Select(Pass):
             rate = parallel.meeting(target, lambda mask: costs.price(mask).measure(measure))
             Select._said(state, costs, parallel.at(rate), measure, amount, target, full)
         elif bisect:
-            rate = parallel.meeting(1 - rate, lambda mask: 1 - parallel.removed(mask))
+            # A step of several counts the indices that are left to it.
+            wanted = rate if state.quota is None else state.quota.indices / parallel.total
+            rate = parallel.meeting(1 - wanted, lambda mask: 1 - parallel.removed(mask))
         state.note(parallel.said(rate))
         return parallel.at(rate)
 
@@ -147,6 +148,13 @@ class Select(Pass):
         return dead
 
 
+def combined(state: State, coupling: Coupling) -> Scores:
+    """One score a unit from those of the run, comparable across groups, as ``--combine`` says."""
+    if not state.scores:
+        raise UsageError("nothing to select by: give a scoring pass, for example --pass l1")
+    return combine.joined(combine.parse(state.options.combine), state.scores, coupling)
+
+
 def topology(coupling: Coupling, group: Group) -> object:
     """What a group is made of: its kind, and the ops and roles of the tensors that it cuts; equal for groups alike."""
     roles: dict[object, set[str]] = {}
@@ -167,11 +175,24 @@ class Chooser:
         self.align = options.align
         self.seed = options.seed
         self.both = options.grain == "both"
-        self.groups = [group for group in coupling.groups if self._wanted(group, options.grain, options.exact)]
-        if options.exact and options.grain == "coarse":
-            self._next_coarsest()
+        self.quota = state.quota
+        if self.quota is not None:
+            # Of two families that share an axis one may be down to a single unit: the other stays what it was.
+            self.groups = [group for group in coupling.groups if group.id in self.quota.groups]
+        else:
+            self.groups = [group for group in coupling.groups if self._wanted(group, options.grain, options.exact)]
+            if options.exact and options.grain == "coarse":
+                self._next_coarsest()
         for pattern in options.keep:
-            self._keep(pattern)
+            hit = self._matched("--keep", pattern)
+            self.groups = [group for group in self.groups if group not in hit]
+        #: Group -> its own rate; the first pattern that names one of its tensors says it.
+        self.rates: dict[int, float] = {}
+        for pattern, rate in options.rates.items():
+            for group in self._matched("the rate of", pattern):
+                self.rates.setdefault(group.id, rate)
+        if self.quota is not None:
+            self.rates.update(self.quota.rates)
         #: Tables of axes that several families share: cutting both could take everything.
         tables = (coupling.rows(value, axis) for value, axis in coupling.places())
         self._crossed = [rows for rows in tables if rows.shape[1] > 1]
@@ -188,6 +209,8 @@ class Chooser:
             self.rank[units] = np.arange(m)
             self.sizes[group.id] = m
             floor = max(1, int(np.ceil(options.floor * m - 1e-9)))
+            if self.quota is not None:
+                floor = min(self.quota.floors.get(group.id, floor), m)
             self.limit[group.id] = m - floor
             order.append(units[: m - floor])
             weight = coupling.weight[units]
@@ -201,7 +224,7 @@ class Chooser:
         key = np.concatenate(keys) if keys else np.zeros(0)
         self.order = flat[np.argsort(key, kind="stable")]
         if not len(self.order):
-            raise UsageError(
+            raise NothingPrunableError(
                 "nothing is prunable here: every axis is frozen or kept; 'graphprune inspect' tells why for each"
             )
 
@@ -236,12 +259,18 @@ class Chooser:
                 wanted.add(group.id)
         self.groups = [group for group in self.coupling.groups if group.id in wanted]
 
-    def _keep(self, pattern: str) -> None:
-        hit = [g for g in self.groups if any(fnmatch.fnmatch(plan_name(value), pattern) for value, _ in g.members)]
+    def _matched(self, what: str, pattern: str) -> list[Group]:
+        """Groups one of whose tensors has a name like ``pattern``, or like ``pattern`` with ``:axis``."""
+
+        def like(value: ir.Value, axis: int) -> bool:
+            name = plan_name(value)
+            return fnmatch.fnmatch(name, pattern) or fnmatch.fnmatch(f"{name}:{axis}", pattern)
+
+        hit = [group for group in self.groups if any(like(value, axis) for value, axis in group.members)]
         names = [plan_name(value) for value in self.coupling.constants]
         if not hit and not any(fnmatch.fnmatch(name, pattern) for name in names):
-            raise UsageError(f"--keep '{pattern}' matches no tensor of the model{nearest(pattern, names)}")
-        self.groups = [group for group in self.groups if group not in hit]
+            raise UsageError(f"{what} '{pattern}' matches no tensor of the model{nearest(pattern, names)}")
+        return hit
 
     def sorted(self, group: Group) -> NDArray[np.int64]:
         """A group's units in the order in which they go."""
@@ -297,9 +326,12 @@ class Chooser:
         if self.sharing == "uniform":
             return self.mask(self._uniform(rate))
         weight = self.coupling.weight
-        total = sum(int(weight[group.units].sum()) for group in self.groups)
-        count = int(np.searchsorted(np.cumsum(weight[self.order]), rate * total, side="right"))
-        return self.first(count)
+        wanted = rate * self.indices() if self.quota is None else self.quota.indices
+        return self.first(int(np.searchsorted(np.cumsum(weight[self.order]), wanted, side="right")))
+
+    def indices(self) -> int:
+        """Prunable indices of weight axes, in all groups that may be cut."""
+        return sum(int(self.coupling.weight[group.units].sum()) for group in self.groups)
 
     def _uniform(self, rate: float) -> NDArray[np.int64]:
         """Units to remove in each group; roundings of groups that follow each other make up for one another.
@@ -310,7 +342,8 @@ class Chooser:
         removed = np.zeros(len(self.sizes), np.int64)
         carry = 0.0
         for group in self.groups:
-            share = 1 - np.sqrt(1 - rate) if self.both and group.shared else rate
+            own = self.rates.get(group.id, rate)
+            share = 1 - np.sqrt(1 - own) if self.both and group.shared else own
             gone = self.gone[group.id]
             if gone[-1] != len(gone) * gone[0] or (np.diff(gone) != gone[0]).any():
                 # Units of several sizes: the rate counts indices, so the nearest sum of sizes.
