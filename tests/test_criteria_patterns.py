@@ -18,7 +18,7 @@ CRITERIA = [
 ]  # fmt: skip
 #: Residual, concat, depthwise, grouped, heads and lanes, recurrent, quantised, branches and loops, one- and three-dimensional.
 KINDS = ["resnet_basic", "densenet", "mobilenet_v2", "resnext_block", "mha_fused_split", "gqa_expand_reshape", "lstm", "conv1d", "conv3d",
-         "shufflenet_v2_units", "unet", "layer_norm_op", "siamese"]  # fmt: skip
+         "shufflenet_v2_units", "unet", "layer_norm_op", "siamese", "if_branches_with_convs", "scan_gru_cell", "qdq_everything", "qlinear_conv"]  # fmt: skip
 
 
 def test_all_criteria_are_here() -> None:

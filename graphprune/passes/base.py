@@ -233,19 +233,17 @@ def _infinite(state: State) -> str:
 
 
 def per_unit(rows: NDArray[np.int64], per_index: NDArray[np.float64], n_units: int) -> tuple[Scores, NDArray[np.bool_]]:
-    """Sum numbers of indices over the units that kill them.
+    """Sum numbers of indices, float64[n], over the units that kill them.
 
     Parameters
     ----------
     rows
         int64[n, k] of prunable units, -1 for none (:meth:`graphprune.coupling.Coupling.rows`).
-    per_index
-        float64[n].
 
     Returns
     -------
-    sums, touched
-        float64[n_units] and bool[n_units].
+    float64[n_units], bool[n_units]
+        Sums; whether any index is the unit's.
     """
     live = rows >= 0
     weights = np.broadcast_to(per_index[:, None], rows.shape)[live]
