@@ -119,6 +119,9 @@ def _shape_option(command: Callable[..., Any]) -> Callable[..., Any]:
               help="Where to write; default MODEL.pruned.onnx, in the current folder.")  # fmt: skip
 @click.option("--pass", "passes", multiple=True, metavar="NAME[{opt=val,...}]",
               help="Criteria to score by (see 'graphprune passes'). Default l1.")  # fmt: skip
+@click.option("--combine", metavar="WAY",
+              help="How several criteria decide: weighted{entropy=0.7,l1=0.3} (default: equal weights), rank-mean, "
+                   "intersection, or parallel: each group by the one that removes more.")  # fmt: skip
 @click.option("--rate", type=float, help="Share of the prunable indices to remove, 0 < R < 1. Default 0.5.")
 @click.option("--budget", metavar="macs=0.5|params=0.5", help="What to keep, instead of a rate.")
 @click.option("--scope", type=click.Choice(["global", "group"]), default="global", show_default=True,

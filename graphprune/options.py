@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from graphprune.combine import InParallel, parse
 from graphprune.errors import UsageError
 
 BUDGETS = ("macs", "params", "bytes")
-#: Passes that fit weights, and so need more samples.
-FITTING = ("recover", "obs", "gram")
+#: Passes that fit weights or fill a histogram, and so need more samples.
+FITTING = ("recover", "obs", "gram", "entropy-luo")
 #: Calibration samples when none are asked for: to look at feature maps, and to fit weights.
 LOOKING_SAMPLES, FITTING_SAMPLES = 16, 256
 MOST_STEPS = 1000
@@ -40,6 +41,9 @@ class Options:
         How a budget is shared among the groups. ``dp``: by the error after least squares, dynamic programming (the
         default where data are given). ``global``: one threshold over all normalised scores. ``uniform``: the same
         share in each. ``isomorphic``: one threshold for all groups of the same topology.
+    combine
+        How several scoring passes decide together. ``weighted`` (the default, equal weights):
+        ``weighted{entropy=0.7,l1=0.3}``; ``rank-mean``; ``intersection``; ``parallel``.
     floor
         Share of a group's units that is always kept (at least one).
     align
@@ -59,6 +63,7 @@ class Options:
     scope: Literal["global", "group"] = "global"
     grain: Literal["coarse", "fine", "both"] = "coarse"
     allocate: Literal["dp", "global", "uniform", "isomorphic"] | None = None
+    combine: str | None = None
     floor: float = 0.1
     align: int = 1
     exact: bool = False
@@ -92,6 +97,16 @@ class Options:
             raise UsageError("rates of single groups leave nothing to share out: give them without --budget and --allocate")
         if not 1 <= self.steps <= MOST_STEPS:
             raise UsageError(f"--steps {self.steps} is outside 1..{MOST_STEPS}")
+        way = parse(self.combine)
+        if isinstance(way, InParallel):
+            if self.scope == "group" or self.rates:
+                other = "rates of single groups" if self.rates else "--scope group"
+                raise UsageError(f"--combine parallel lets the criteria decide how much each group loses: not with {other}")
+            if self.allocate not in (None, "global"):
+                raise UsageError(f"--combine parallel has thresholds of its own: not with --allocate {self.allocate}")
+            if not way.bisect and (self.budget is not None or self.steps > 1):
+                other = "--budget" if self.budget is not None else "--steps"
+                raise UsageError(f"--combine parallel{{bisect=false}} takes --rate as that of its thresholds: not with {other}")
         if not 0 <= self.floor < 1:
             raise UsageError(f"--floor {self.floor:g} is outside [0, 1)")
         if not 1 <= self.align <= LARGEST_ALIGN:
@@ -115,6 +130,8 @@ class Options:
         """How a budget is shared among groups: as asked; by default ``dp`` where there are data to measure on."""
         if self.allocate is not None:
             return self.allocate
+        if isinstance(parse(self.combine), InParallel):
+            return "global"
         if self.scope == "group" or self.rates:
             return "uniform"
         return "dp" if self.budget is not None and self.data is not None else "global"

@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from graphprune import combine, gradients
 from graphprune.backends import onnx as writer
 from graphprune.calibration import samples_for
 from graphprune.errors import DataError, GraphPruneError, ModelError, UsageError, VerificationError
@@ -126,6 +127,8 @@ def build_passes(specs: Sequence[str]) -> list[Pass]:
     for text in specs:
         spec = parse_pass_spec(text)
         wanted.append(instantiate(registry.load(spec.name), spec.options))
+        if getattr(wanted[-1], "needs", None) == "gradients":
+            gradients.require(spec.name)
     fixed: dict[str, Pass] = {}
     for one in wanted:
         if one.name in (*BEFORE, *AFTER):
@@ -158,8 +161,10 @@ def run_state(
     state = State(load_any(source), options)
     if progress is not None:
         state.progress = progress
-    if until == "verify" and not any(one.kind == "score" for one in passes):
+    scoring = [one.name for one in passes if one.kind == "score"]
+    if until == "verify" and not scoring:
         raise UsageError("no scoring pass is given: add one, for example --pass l1")
+    combine.check(options.combine, scoring)
     if until == "scores":
         passes = [one for one in passes if one.name in BEFORE or one.kind == "score"]
     elif until != AFTER[-1]:
@@ -236,7 +241,7 @@ def prune(
     data
         Calibration data: a folder of images, ``.npy`` or ``.npz``.
     **options
-        The other fields of :class:`graphprune.Options`: ``scope``, ``grain``, ``align``, ``exact``, ``seed``, ...
+        The other fields of :class:`graphprune.Options`: ``combine``, ``scope``, ``grain``, ``align``, ``exact``, ``seed``, ...
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""How large the weights are that live and die with a unit: the sums that ``l1`` and ``l2`` are made of."""
+"""How large the weights are that live and die with a unit: what ``l1`` and ``l2`` are made of, and every fallback to them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from graphprune.coupler import Operand
 from graphprune.frontends.mapped import release_all
@@ -69,3 +70,49 @@ def weight_norms(state: State, p: int) -> Scores:
             total += sums
             members += touched
     return total / np.maximum(members, 1)
+
+
+def fill_missing(
+    state: State, name: str, scores: Scores, missing: NDArray[np.bool_], why: str, *, ranged: bool = False, p: int = 1
+) -> Scores:
+    """Score the units that a criterion has nothing to say about by the norm of their weights, on the scale of the others.
+
+    Within a group, the norms of those units are divided by their mean and multiplied by the mean score of the group's other
+    units, or by the median of all scores where the whole group is missing.
+
+    Parameters
+    ----------
+    scores
+        float64[n_units]; changed in place.
+    missing
+        bool[n_units].
+    why
+        The rest of the note ``NAME: 3 of 20 units ...: scored by l1 instead``.
+    ranged
+        For scores that lie in 0..1: the norms are min-max scaled within the group, 0.5 where they are all the same.
+    p
+        1 or 2: by ``l1`` or ``l2``.
+
+    Returns
+    -------
+    float64[n_units]
+        ``scores``.
+    """
+    if not missing.any():
+        return scores
+    norms = weight_norms(state, p)
+    known = scores[~missing]
+    middle = float(np.median(known)) if len(known) else 1.0
+    for group in state.need_coupling().groups:
+        units = group.units[missing[group.units]]
+        if not len(units):
+            continue
+        low, high, mean = norms[units].min(), norms[units].max(), norms[units].mean()
+        if ranged:
+            scores[units] = (norms[units] - low) / (high - low) if high > low else 0.5
+        else:
+            others = scores[group.units[~missing[group.units]]]
+            level = float(others.mean()) if len(others) else middle
+            scores[units] = norms[units] * (level / mean if mean > 0 else 1.0)
+    state.note(f"{name}: {int(missing.sum())} of {len(scores)} units {why}: scored by l{p} instead")
+    return scores

@@ -54,6 +54,10 @@ class LinearForm(ABC):
         """The axis of the output (of that rank) that the weight's outputs make."""
 
     @abstractmethod
+    def in_axis(self, rank: int) -> int:
+        """The axis of the data input (of that rank) that is summed over."""
+
+    @abstractmethod
     def matrix(self, weight: Array) -> Array:
         """A weight as float[g, o, d]; a view or copy."""
 
@@ -140,6 +144,9 @@ class _Convolution(LinearForm):
         return int(attribute(self.node, "group", 1))
 
     def out_axis(self, rank: int) -> int:
+        return 1
+
+    def in_axis(self, rank: int) -> int:
         return 1
 
     def takes(self, shape: Sequence[int], weight_rank: int) -> bool:
@@ -283,6 +290,8 @@ class ProductForm(LinearForm):
 
     def out_axis(self, rank: int) -> int:
         return max(rank - 2, 0) if self.left else rank - 1
+
+    in_axis = out_axis
 
     def matrix(self, weight: Array) -> Array:
         flat = weight if self.transposed else weight.T

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 Scores = NDArray[np.float64]
 Kind = Literal["transform", "analysis", "score", "select", "recover", "check"]
+#: What a criterion looks at: the weights, feature maps of calibration data, or gradients of a loss (with torch).
+Needs = Literal["weights", "data", "gradients"]
 
 
 @dataclass(frozen=True)
@@ -194,8 +196,8 @@ class Score(Pass):
     kind: ClassVar[Kind] = "score"
     #: What the numbers are in.
     unit: ClassVar[str] = ""
-    #: ``weights`` or ``data``: what it must look at.
-    needs: ClassVar[Literal["weights", "data"]] = "weights"
+    #: What it must look at; a run that cannot give it says so before any work.
+    needs: ClassVar[Needs] = "weights"
     #: Whether numbers of different groups can be compared as they are.
     normalized: ClassVar[bool] = False
     #: Whether another seed gives other numbers.
@@ -231,19 +233,17 @@ def _infinite(state: State) -> str:
 
 
 def per_unit(rows: NDArray[np.int64], per_index: NDArray[np.float64], n_units: int) -> tuple[Scores, NDArray[np.bool_]]:
-    """Sum numbers of indices over the units that kill them.
+    """Sum numbers of indices, float64[n], over the units that kill them.
 
     Parameters
     ----------
     rows
         int64[n, k] of prunable units, -1 for none (:meth:`graphprune.coupling.Coupling.rows`).
-    per_index
-        float64[n].
 
     Returns
     -------
-    sums, touched
-        float64[n_units] and bool[n_units].
+    float64[n_units], bool[n_units]
+        Sums; whether any index is the unit's.
     """
     live = rows >= 0
     weights = np.broadcast_to(per_index[:, None], rows.shape)[live]

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from graphprune.passes.base import Score, Scores, State, per_unit
-from graphprune.weights import weight_norms
+from graphprune.weights import fill_missing
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class BnScale(Score):
 
     Unit: abs(gamma). Needs weights only. Source: Liu et al., "Learning Efficient Convolutional Networks
     through Network Slimming", ICCV 2017. Where BatchNormalization was folded into the convolutions there is
-    no gamma left to read: such groups fall back to the norm of the weight slices, scaled to the mean
+    no gamma left to read: such groups fall back to the norm of the weight slices, scaled to the median
     abs(gamma) of the model, and one line says so.
 
     Parameters
@@ -50,16 +50,5 @@ class BnScale(Score):
                     total += sums / np.maximum(counts, 1)
                     members += touched
         scores = total / np.maximum(members, 1)
-        missing = members == 0
-        if missing.any():
-            norms = weight_norms(state, 2 if self.fallback == "l2" else 1)
-            level = float(scores[~missing].mean()) if (~missing).any() else 1.0
-            for group in coupling.groups:
-                units = group.units[missing[group.units]]
-                mean = norms[units].mean() if len(units) else 0.0
-                scores[units] = norms[units] * (level / mean if mean > 0 else 1.0)
-            state.note(
-                f"bn-scale: {int(missing.sum())} of {n} units have no normalisation scale "
-                f"(BatchNormalization folded away, or none there): scored by {self.fallback} instead"
-            )
-        return scores
+        why = "have no normalisation scale (BatchNormalization folded away, or none there)"
+        return fill_missing(state, self.name, scores, members == 0, why, p=2 if self.fallback == "l2" else 1)

@@ -6,17 +6,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-import onnx_ir as ir
 
-from graphprune.backends.ort import Runner
-from graphprune.coupling import Coupling
-from graphprune.passes.base import Score, Scores, State, per_unit
-from graphprune.weights import weight_norms
+from graphprune.featuremaps import Reading, as_maps, layer_outputs, look, tells_apart, unit_means
+from graphprune.passes.base import Needs, Score, Scores, State
+from graphprune.weights import fill_missing
 
 #: Maps of this many values at most are held at a time.
 _BLOCK = 1 << 22
-_NORMALISING = ("BatchNormalization", "InstanceNormalization", "GroupNormalization", "LayerNormalization",
-                "RMSNormalization", "SimplifiedLayerNormalization")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -39,7 +35,7 @@ class Entropy(Score):
     variant
         ``squared``: as above. ``raw``: the softmax of x itself.
     reading
-        ``bn``: after the normalisation. ``conv``: at the layer's own output.
+        ``bn``: after the normalisation. ``conv``: at the layer's own output. ``act``: after the activation.
     normalize
         ``minmax``, or ``mean-var``: (e - mean) / var per layer.
     keep
@@ -48,65 +44,38 @@ class Entropy(Score):
 
     name: ClassVar[str] = "entropy"
     unit: ClassVar[str] = "1 - normalised nats"
-    needs: ClassVar[Literal["weights", "data"]] = "data"
+    needs: ClassVar[Needs] = "data"
     normalized: ClassVar[bool] = True
     variant: Literal["squared", "raw"] = "squared"
-    reading: Literal["bn", "conv"] = "bn"
+    reading: Reading = "bn"
     normalize: Literal["minmax", "mean-var"] = "minmax"
     keep: Literal["low", "high"] = "low"
 
     def score(self, state: State) -> Scores:
         coupling = state.need_coupling()
-        points = readings(state, coupling, after_norm=self.reading == "bn")
-        sums = [np.zeros(len(coupling.rows(value, axis))) for value, axis in points]
-        names = [str(value.name) for value, _ in points]
-        if points:
-            runner = Runner(state.model, outputs=list(dict.fromkeys(names)))
-            feeds = state.samples
-            for done, feed in enumerate(feeds):
-                state.progress("entropy", done / feeds.feeds)
-                maps = runner.run(feed)
-                for total, name, (_, axis) in zip(sums, names, points, strict=True):
-                    total += map_entropy(maps[name], axis, self.variant)
-        n = coupling.n_units
-        total, members = np.zeros(n), np.zeros(n)
-        for values, (value, axis) in zip(sums, points, strict=True):
-            scaled = self._scaled(values)
-            if scaled is None:
-                continue
-            rows = coupling.rows(value, axis)
-            summed, touched = per_unit(rows, scaled, n)
-            counts, _ = per_unit(rows, np.ones(len(rows)), n)
-            total += summed / np.maximum(counts, 1)
-            members += touched
-        evenness = total / np.maximum(members, 1)
-        scores = 1 - evenness if self.keep == "low" else evenness
-        return self._fill(state, coupling, scores, members == 0)
+        places = layer_outputs(state, self.reading)
+        sums = [np.zeros(len(coupling.rows(value, axis))) for value, axis in places]
 
-    def _scaled(self, values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any] | None:
-        """Entropies of one layer made comparable; None where they are all the same."""
-        spread = float(values.max() - values.min())
-        if not np.isfinite(values).all() or spread <= 1e-12 * max(float(np.abs(values).max()), 1.0):
-            return None
+        def visit(number: int, values: np.ndarray[Any, Any]) -> None:
+            sums[number] += map_entropy(values, places[number][1], self.variant)
+
+        look(state, self.name, places, visit)
+        scaled = [(place, self._scaled(total)) for place, total in zip(places, sums, strict=True) if _differ(total)]
+        evenness, missing = unit_means(coupling, scaled)
+        scores = 1 - evenness if self.keep == "low" else evenness
+        why = "have no feature map with a spread of entropies (one position, or constant)"
+        return fill_missing(state, self.name, scores, missing, why, ranged=True)
+
+    def _scaled(self, values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """Entropies of one layer made comparable."""
         if self.normalize == "minmax":
-            return np.asarray((values - values.min()) / spread)
+            return np.asarray((values - values.min()) / (values.max() - values.min()))
         return np.asarray((values - values.mean()) / values.var())
 
-    @staticmethod
-    def _fill(state: State, coupling: Coupling, scores: Scores, missing: np.ndarray[Any, Any]) -> Scores:
-        if not missing.any():
-            return scores
-        norms = weight_norms(state, 1)
-        for group in coupling.groups:
-            units = group.units[missing[group.units]]
-            if len(units):
-                low, high = norms[units].min(), norms[units].max()
-                scores[units] = (norms[units] - low) / (high - low) if high > low else 0.5
-        state.note(
-            f"entropy: {int(missing.sum())} of {len(scores)} units have no feature map with a spread of entropies "
-            "(one position, or constant): scored by l1 instead"
-        )
-        return scores
+
+def _differ(values: np.ndarray[Any, Any]) -> bool:
+    """Whether the entropies of a layer differ by more than rounding leaves of equal ones."""
+    return tells_apart(values) and float(values.max() - values.min()) > 1e-12
 
 
 def map_entropy(values: np.ndarray[Any, Any], axis: int, variant: str = "squared") -> np.ndarray[Any, Any]:
@@ -124,8 +93,7 @@ def map_entropy(values: np.ndarray[Any, Any], axis: int, variant: str = "squared
     float64[channels]
         Nats.
     """
-    maps = np.moveaxis(values, axis, 1) if axis != 0 else values[None]
-    maps = maps.reshape(maps.shape[0], maps.shape[1], -1)
+    maps = as_maps(values, axis)
     total = np.zeros(maps.shape[1])
     step = max(1, _BLOCK // max(1, maps.shape[2] * maps.shape[0]))
     for start in range(0, maps.shape[1], step):
@@ -137,40 +105,3 @@ def map_entropy(values: np.ndarray[Any, Any], axis: int, variant: str = "squared
         # -sum p ln p with p = w / mass and ln w = z.
         total[start : start + step] = (np.log(mass) - (weight * z).sum(axis=2) / mass).sum(axis=0)
     return total
-
-
-def readings(state: State, coupling: Coupling, *, after_norm: bool) -> list[tuple[ir.Value, int]]:
-    """Where feature maps are read: the outputs of weighted layers, behind the normalisation that follows."""
-    facts = state.need_facts()
-    out: dict[tuple[ir.Value, int], None] = {}
-    for operand in coupling.operands:
-        if operand.role != "weight" or operand.node.graph is not state.model.graph:
-            continue
-        value = operand.node.outputs[0]
-        if after_norm:
-            value = _behind_norm(value)
-        shape = facts.shape(value)
-        dtype = facts.dtype(value)
-        if shape is None or len(shape) < 2 or dtype is None or not dtype.is_floating_point():
-            continue
-        for axis in range(len(shape)):
-            if axis != 0 and coupling.has_units(value, axis):
-                out[value, axis] = None
-    return list(out)
-
-
-def _behind_norm(value: ir.Value) -> ir.Value:
-    """The output of the normalisation behind a layer, past an addition of a bias; else the layer's own."""
-    current = value
-    for _ in range(2):
-        uses = tuple(current.uses())
-        if len(uses) != 1:
-            return value
-        node = uses[0].node
-        if node.op_type in _NORMALISING:
-            return node.outputs[0]
-        constant = any(v is not None and v.const_value is not None for v in node.inputs)
-        if node.op_type not in ("Add", "Reshape") or not constant:
-            return value
-        current = node.outputs[0]
-    return value

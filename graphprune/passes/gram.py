@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 
 from graphprune.elimination import Statistics, gram_of, pivoted
 from graphprune.lstsq import one_thread
-from graphprune.passes.base import Score, Scores, State
-from graphprune.passes.obs import fill_missing
+from graphprune.passes.base import Needs, Score, Scores, State
+from graphprune.weights import fill_missing
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Gram(Score):
 
     name: ClassVar[str] = "gram"
     unit: ClassVar[str] = "share of the group's variance"
-    needs: ClassVar[Literal["weights", "data"]] = "data"
+    needs: ClassVar[Needs] = "data"
     normalized: ClassVar[bool] = True
 
     def score(self, state: State) -> Scores:
@@ -41,5 +41,4 @@ class Gram(Score):
                     order, left = pivoted(gram)
                     # Ties at the end, where all is explained, keep the order in which they were picked.
                     scores[group.units[order]] = left + 1e-12 * np.arange(len(order), 0, -1)
-        fill_missing(state, self.name, scores)
-        return scores
+        return fill_missing(state, self.name, scores, scores < 0, "are read by no linear layer")

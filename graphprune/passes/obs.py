@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 
 from graphprune.elimination import eliminate
 from graphprune.lstsq import one_thread
-from graphprune.passes.base import Score, Scores, State
-from graphprune.weights import weight_norms
+from graphprune.passes.base import Needs, Score, Scores, State
+from graphprune.weights import fill_missing
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Obs(Score):
 
     name: ClassVar[str] = "obs"
     unit: ClassVar[str] = "share of the consumers' variance"
-    needs: ClassVar[Literal["weights", "data"]] = "data"
+    needs: ClassVar[Needs] = "data"
     normalized: ClassVar[bool] = True
 
     def score(self, state: State) -> Scores:
@@ -46,19 +46,4 @@ class Obs(Score):
             if parts:
                 order, costs = eliminate(parts, len(group.units))
                 scores[group.units[order]] = np.maximum.accumulate(costs) + 1e-12 * np.arange(len(order))
-        fill_missing(state, Obs.name, scores)
-        return scores
-
-
-def fill_missing(state: State, name: str, scores: Scores) -> None:
-    """Score units that are still below 0 by ``l1``, on the scale of the others."""
-    missing = scores < 0
-    if not missing.any():
-        return
-    norms = weight_norms(state, 1)
-    middle = float(np.median(scores[~missing])) if (~missing).any() else 1.0
-    for group in state.need_coupling().groups:
-        if missing[group.units].any():
-            mean = float(norms[group.units].mean()) or 1.0
-            scores[group.units] = norms[group.units] / mean * middle
-    state.note(f"{name}: {int(missing.sum())} of {len(scores)} units are read by no linear layer: scored by l1 instead")
+        return fill_missing(state, Obs.name, scores, scores < 0, "are read by no linear layer")

@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from graphprune import combine
 from graphprune.costs import CostModel, Profile
 from graphprune.coupling import Coupling, Group
 from graphprune.errors import NothingPrunableError, UsageError
@@ -27,7 +28,8 @@ class Select(Pass):
 
     Units of every group are removed in the order of their scores, so a choice is one number a group. With
     ``--scope group`` the groups lose the same share; with ``--scope global`` the order runs over all groups
-    by normalised score. A rate counts indices; a budget is met by bisection along the same order.
+    by normalised score. A rate counts indices; a budget is met by bisection along the same order. Several
+    criteria are combined as ``--combine`` says.
     """
 
     name: ClassVar[str] = "select"
@@ -37,26 +39,53 @@ class Select(Pass):
         coupling = state.need_coupling()
         costs = CostModel(state.model, coupling, state.need_facts())
         state.before = costs.price()
-        scores = combined(state, coupling)
-        chooser = Chooser(state, coupling, scores)
         options = state.options
-        if options.budget is not None:
-            state.dead = self._budget(state, chooser, costs)
+        way = combine.parse(options.combine)
+        if isinstance(way, combine.InParallel):
+            state.dead = self._parallel(state, coupling, costs, way.bisect)
         else:
-            state.dead = chooser.by_rate((0.0 if options.rates else 0.5) if options.rate is None else options.rate)
+            chooser = Chooser(state, coupling, combined(state, coupling))
+            if options.budget is not None:
+                state.dead = self._budget(state, chooser, costs)
+            else:
+                state.dead = chooser.by_rate((0.0 if options.rates else 0.5) if options.rate is None else options.rate)
         state.after = costs.price(state.dead)
         if not state.dead.any():
             asked = f"align {options.align}, floor {options.floor:g}"
             state.note(f"nothing was cut: less than one step of any group was asked ({asked}); ask for more, or align less")
 
     @staticmethod
-    def _budget(state: State, chooser: Chooser, costs: CostModel) -> Mask:
+    def _parallel(state: State, coupling: Coupling, costs: CostModel, bisect: bool) -> Mask:
+        """Every group by the criterion that removes more of it."""
+        options = state.options
+        choosers = [Chooser(state, coupling, combine.comparable(one, coupling)) for one in state.scores]
+        parallel = combine.Parallel(choosers, [one.name for one in state.scores])
+        rate = 0.5 if options.rate is None else options.rate
+        if options.budget is not None:
+            measure, amount, target, full = Select._target(state)
+            rate = parallel.meeting(target, lambda mask: costs.price(mask).measure(measure))
+            Select._said(state, costs, parallel.at(rate), measure, amount, target, full)
+        elif bisect:
+            # A step of several counts the indices that are left to it.
+            wanted = rate if state.quota is None else state.quota.indices / parallel.total
+            rate = parallel.meeting(1 - wanted, lambda mask: 1 - parallel.removed(mask))
+        state.note(parallel.said(rate))
+        return parallel.at(rate)
+
+    @staticmethod
+    def _target(state: State) -> tuple[str, float, float, int]:
+        """A budget's measure, the amount asked, and both as numbers: what to reach, what the source has."""
         measure, amount = state.options.parsed_budget()
         assert state.before is not None
         full = state.before.measure(measure)
         target = amount * full if amount < 1 else amount
         if target >= full:
             raise UsageError(f"--budget {measure}={amount:g}: the model has {full:,} already; nothing to cut")
+        return measure, amount, target, full
+
+    @staticmethod
+    def _budget(state: State, chooser: Chooser, costs: CostModel) -> Mask:
+        measure, amount, target, full = Select._target(state)
         low, high = 0, len(chooser.order)
         while low < high:
             middle = (low + high) // 2
@@ -120,18 +149,10 @@ class Select(Pass):
 
 
 def combined(state: State, coupling: Coupling) -> Scores:
-    """The scores of the run: each comparable across groups, several ones averaged."""
+    """One score a unit from those of the run, comparable across groups, as ``--combine`` says."""
     if not state.scores:
         raise UsageError("nothing to select by: give a scoring pass, for example --pass l1")
-    total = np.zeros(coupling.n_units)
-    for scored in state.scores:
-        values = scored.values.copy()
-        if not scored.normalized:
-            for group in coupling.groups:
-                mean = float(np.abs(values[group.units]).mean())
-                values[group.units] /= mean if mean > 0 else 1.0
-        total += values
-    return total / len(state.scores)
+    return combine.joined(combine.parse(state.options.combine), state.scores, coupling)
 
 
 def topology(coupling: Coupling, group: Group) -> object:
@@ -268,11 +289,13 @@ class Chooser:
 
     def mask(self, removed: NDArray[np.int64]) -> Mask:
         """Dead units, given how many each group loses (lowest scores first), aligned and repaired."""
-        removed = self.aligned(removed)
-        dead = (self.rank >= 0) & (self.rank < removed[self.coupling.group_of])
-        return self._repair(dead)
+        return self.repair(self.lowest(self.aligned(removed)))
 
-    def _repair(self, dead: Mask) -> Mask:
+    def lowest(self, removed: NDArray[np.int64]) -> Mask:
+        """The units of lowest score, as many as each group loses."""
+        return (self.rank >= 0) & (self.rank < removed[self.coupling.group_of])
+
+    def repair(self, dead: Mask) -> Mask:
         """No axis may lose all its indices, also where families share it in an irregular way."""
         gone = np.append(dead, False)
         for rows in self._crossed:
