@@ -230,7 +230,8 @@ def _given(model: str, options: dict[str, Any]) -> dict[str, Any]:
 @cli.command()
 @click.argument("model")
 @click.option("--pass", "passes", multiple=True, metavar="NAME[{opt=val,...}]", required=True,
-              help="A criterion; several times. Both signs and several seeds are run where a criterion has them.")  # fmt: skip
+              help="A criterion, or several combined, a+b. Both signs and several seeds are run where one has them.")  # fmt: skip
+@click.option("--combine", default="rank-mean", show_default=True, metavar="WAY", help="How a+b are combined; as in run.")
 @click.option("--budget", "budgets", multiple=True, metavar="macs=0.5", help="What to keep; several times.")
 @click.option("--rate", type=float, help="Share of the indices to remove. Default 0.5 without a budget.")
 @click.option("--scope", type=click.Choice(["global", "group"]), default="global", show_default=True)
@@ -242,8 +243,8 @@ def _given(model: str, options: dict[str, Any]) -> dict[str, Any]:
 @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Seeds of criteria that draw.")
 @click.option("--latency/--no-latency", default=True, show_default=True, help="Time results and source in turns.")
 @_data_options
-def compare(model: str, passes: tuple[str, ...], budgets: tuple[str, ...], rate: float | None, allocate: str, recover: Any,
-            evaluate: str, seeds: int, latency: bool, where: str, as_json: bool, plot: Path | None,
+def compare(model: str, passes: tuple[str, ...], budgets: tuple[str, ...], rate: float | None, allocate: str, combine: str,
+            recover: Any, evaluate: str, seeds: int, latency: bool, where: str, as_json: bool, plot: Path | None,
             **options: Any) -> None:  # fmt: skip
     """Criteria side by side: same budget, data and recovery."""
     from graphprune.compare import compare as side_by_side
@@ -256,7 +257,8 @@ def compare(model: str, passes: tuple[str, ...], budgets: tuple[str, ...], rate:
         given["allocate"] = allocate
     with Display(quiet=as_json) as display:
         found = side_by_side(
-            model, passes, budgets=budgets, rate=rate, recover=recover, evaluate=evaluate, seeds=seeds, latency=latency,
+            model, passes, budgets=budgets, rate=rate, combine=combine, recover=recover, evaluate=evaluate, seeds=seeds,
+            latency=latency,
             executor=executor(where), progress=display.progress, **given,
         )  # fmt: skip
     if plot is not None:

@@ -56,7 +56,9 @@ class Job:
 
     @property
     def criterion(self) -> str:
-        return str(self.options["passes"][0])
+        """What the row is called."""
+        names = "+".join(self.options["passes"])
+        return f"{names} ({self.options['combine']})" if len(self.options["passes"]) > 1 else names
 
 
 @dataclasses.dataclass
@@ -90,6 +92,7 @@ def compare(
     *,
     budgets: Sequence[str] = (),
     rate: float | None = None,
+    combine: str = "rank-mean",
     recover: Recovery = "ls",
     evaluate: str = "",
     seeds: int = SEEDS,
@@ -105,10 +108,13 @@ def compare(
     model
         Path of an ``.onnx`` file.
     passes
-        Scoring passes, with their options if any. One that draws (``random``) is run with ``seeds`` seeds; one that can
+        Scoring passes, with their options if any; ``a+b`` stands for two that are combined. One that draws (``random``) is
+        run with ``seeds`` seeds; one that can
         keep the low or the high side (``entropy``) is run with both.
     budgets
         ``macs=0.5`` and so on, each in turn; or a ``rate``.
+    combine
+        How ``a+b`` are combined (:mod:`graphprune.combine`).
     recover
         Mode of the recovery behind every criterion, ``none`` for none.
     evaluate
@@ -123,7 +129,7 @@ def compare(
     UsageError
         Nothing to compare, an unknown pass, a bad option. A criterion that fails is a row with its message.
     """
-    jobs = _jobs(Path(model), passes, budgets, rate, recover, evaluate, seeds, options)
+    jobs = _jobs(Path(model), passes, budgets, rate, combine, recover, evaluate, seeds, options)
     digests = _digests(jobs[0])
     keys = [cache.key("compare", _identity(job), digests, _code(job)) for job in jobs]
     found: dict[int, dict[str, Any]] = {
@@ -186,8 +192,8 @@ def _short(fidelity: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _jobs(
-    model: Path, passes: Sequence[str], budgets: Sequence[str], rate: float | None, recover: Recovery, evaluate: str, seeds: int,
-    options: Mapping[str, Any],
+    model: Path, passes: Sequence[str], budgets: Sequence[str], rate: float | None, combine: str, recover: Recovery, evaluate: str,
+    seeds: int, options: Mapping[str, Any],
 ) -> list[Job]:  # fmt: skip
     if not model.is_file():
         raise UsageError(f"'{model}' does not exist")
@@ -197,23 +203,40 @@ def _jobs(
     if rate is not None or not goals:
         goals.append({"rate": rate if rate is not None else 0.5})
     registry = discover()
-    specs: dict[str, bool] = {}
+    choices: dict[tuple[str, ...], bool] = {}
     for text in passes:
-        spec = parse_pass_spec(text)
-        cls = registry.load(spec.name)
-        if getattr(cls, "kind", "") != "score":
-            raise UsageError(f"pass '{spec.name}' is no criterion: compare takes scoring passes ('graphprune passes')")
-        for variant in _both_signs(spec, cls):
-            specs[format_pass_spec(variant)] = bool(getattr(cls, "draws", False)) and "seed" not in spec.options
+        specs = [parse_pass_spec(part) for part in _parts(text)]
+        classes = [registry.load(spec.name) for spec in specs]
+        for spec, cls in zip(specs, classes, strict=True):
+            if getattr(cls, "kind", "") != "score":
+                raise UsageError(f"pass '{spec.name}' is no criterion: compare takes scoring passes ('graphprune passes')")
+        draws = any(getattr(cls, "draws", False) and "seed" not in spec.options for spec, cls in zip(specs, classes, strict=True))
+        for variant in [[one] for one in _both_signs(specs[0], classes[0])] if len(specs) == 1 else [specs]:
+            choices[tuple(map(format_pass_spec, variant))] = draws
     recovery = "" if recover == "none" else f"recover{{mode={recover}}}"
     out = []
     for goal in goals:
-        for text, draws in specs.items():
+        for names, draws in choices.items():
             for seed in range(seeds) if draws else (int(options.get("seed", 0)),):
-                chosen = {**options, **goal, "passes": [text], "seed": seed}
-                Options(**{**chosen, "passes": (text,)})  # refuses what is wrong before any work
+                chosen = {**options, **goal, "passes": list(names), "seed": seed}
+                if len(names) > 1:
+                    chosen["combine"] = combine
+                    if combine.strip().startswith("parallel"):
+                        chosen.pop("allocate", None)  # its thresholds say what each group loses
+                Options(**{**chosen, "passes": names})  # refuses what is wrong before any work
                 out.append(Job(str(model), chosen, recovery, evaluate))
     return out
+
+
+def _parts(text: str) -> list[str]:
+    """``a{b=1}+c`` as its passes; a plus inside braces is none of ours."""
+    parts, depth, start = [], 0, 0
+    for n, character in enumerate(text):
+        depth += {"{": 1, "}": -1}.get(character, 0)
+        if character == "+" and depth == 0:
+            parts.append(text[start:n])
+            start = n + 1
+    return [*parts, text[start:]]
 
 
 def _both_signs(spec: PassSpec, cls: type) -> list[PassSpec]:
@@ -245,7 +268,7 @@ def _digests(job: Job) -> dict[str, str]:
 
 def _code(job: Job) -> list[str]:
     """Contents of the code that is not this package's: plugged-in criteria, and the evaluation."""
-    out = [cache.source_digest(discover().load(parse_pass_spec(job.criterion).name))]
+    out = [cache.source_digest(discover().load(parse_pass_spec(text).name)) for text in job.options["passes"]]
     if job.evaluate:
         module, _, name = job.evaluate.partition(":")
         try:
