@@ -364,7 +364,7 @@ def _correlation(jobs: Sequence[Job], entries: Sequence[Mapping[str, Any]]) -> d
     """Spearman's rank correlation between the scores of every two criteria, first seed and budget of each."""
     scores: dict[str, Mapping[str, Sequence[float]]] = {}
     for job, entry in zip(jobs, entries, strict=True):
-        if entry.get("scores"):
+        if entry.get("scores") and len(job.options["passes"]) == 1:
             scores.setdefault(job.criterion, entry["scores"])
     return {a: {b: rank_correlation(scores[a], scores[b]) for b in scores} for a in scores}
 

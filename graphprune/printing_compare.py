@@ -21,8 +21,9 @@ _BARS = " ▁▂▃▄▅▆▇█"
 
 def _table(*columns: tuple[str, str]) -> Table:
     table = Table(header_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name, justify in columns:
-        table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    for n, (name, justify) in enumerate(columns):
+        # Where a terminal is narrow, the name is what breaks, not the figures.
+        table.add_column(name, justify=justify, no_wrap=n > 0)  # type: ignore[arg-type]
     return table
 
 
@@ -53,14 +54,16 @@ def print_comparison(found: Comparison) -> None:
     for goal in dict.fromkeys(row["budget"] for row in found.rows):
         rows = [row for row in found.rows if row["budget"] == goal]
         judged = any(_judged(row) is not None for row in rows)
-        columns = [("criterion", "left"), ("MACs", "right"), ("params", "right"), ("latency", "right")]
+        timed = any("latency" in row for row in rows)
+        columns = [("criterion", "left"), ("MACs", "right"), ("params", "right"), *([("latency", "right")] if timed else [])]
         table = _table(*columns, *([("as cut", "right"), ("recovered", "left")] if judged else []), ("s", "right"))
         for row in sorted(rows, key=lambda row: (_judged(row) is None, -(_judged(row) or 0))):
             name = escape(row["criterion"]) + (f" x{row['seeds']}" if row["seeds"] > 1 else "")
             if "failed" in row:
                 table.add_row(name, f"[red]{escape(row['failed'][:80])}[/]")
                 continue
-            figures = [f"{row['macs']:.1%}", f"{row['params']:.1%}", f"{row['latency']:.2f}x" if "latency" in row else ""]
+            figures = [f"{row['macs']:.1%}", f"{row['params']:.1%}"]
+            figures += [f"{row['latency']:.2f}x" if "latency" in row else ""] if timed else []
             table.add_row(name, *figures, *(_before_after(row) if judged else []), f"{row['seconds']:.1f}")
         console.print()
         console.print(f"[bold]{escape(goal)}[/]" + (f", judged by {judge(found)}" if judged else ""))

@@ -39,7 +39,8 @@ def test_installed_plugin_is_listed_and_runs(tmp_path: Path) -> None:
     isolation = ["--no-build-isolation"] if importlib.util.find_spec("hatchling") else []
     pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", *isolation, "--target", str(target)]
     subprocess.run([*pip, str(HERE / "example_plugin")], check=True, capture_output=True)
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(target), str(HERE.parent)])}
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(target), str(HERE.parent)]),
+           "GRAPHPRUNE_CACHE": str(tmp_path / "cache")}  # fmt: skip
 
     def graphprune(*args: str) -> str:
         command = [sys.executable, "-m", "graphprune.cli", *args]
@@ -48,8 +49,15 @@ def test_installed_plugin_is_listed_and_runs(tmp_path: Path) -> None:
     listed = {entry["name"]: entry for entry in json.loads(graphprune("passes", "--json"))}
     assert listed["spread"]["distribution"] == "graphprune-example-plugin" and not listed["spread"]["error"]
     onnx.save(two_convs(16, 12), tmp_path / "m.onnx")
-    out = json.loads(graphprune("run", "m.onnx", "-o", "o.onnx", "--pass", "spread{power=2}", "--json"))
+    out = json.loads(graphprune("run", "m.onnx", "-o", "o.onnx", "--pass", "spread{power=2}", "--report", "r.html", "--json"))
     assert out["verify"]["passed"]
+    assert "spread" in (tmp_path / "r.html").read_text() and "standard deviation" in (tmp_path / "r.html").read_text()
+    both = ["--pass", "spread", "--pass", "l1", "--samples", "2", "--no-latency", "--json"]
+    rows = json.loads(graphprune("compare", "m.onnx", *both, "--executor", "processes:2"))
+    assert [row["criterion"] for row in rows["rows"]] == ["spread", "l1"] and not any("failed" in row for row in rows["rows"])
+    assert -1 <= rows["correlation"]["spread"]["l1"] <= 1
+    curves = json.loads(graphprune("sensitivity", "m.onnx", "--pass", "spread", "--samples", "2", "--json", "--executor", "here"))
+    assert curves["criterion"] == "spread" and curves["curves"]
 
 
 HEAD = """
