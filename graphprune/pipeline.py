@@ -168,7 +168,7 @@ def run_state(
     if until == "scores":
         passes = [one for one in passes if one.name in BEFORE or one.kind == "score"]
     elif until != AFTER[-1]:
-        passes = [one for one in passes[: [one.name for one in passes].index(until) + 1] if one.kind != "score"]
+        passes = passes[: [one.name for one in passes].index(until) + 1]
     # The passes before the scores never read the weights that are looked through meanwhile.
     with ThreadPoolExecutor(1) as pool:
         finite = pool.submit(check_finite, weights_of(state.model))

@@ -485,7 +485,6 @@ def test_time_is_linear_in_nodes() -> None:
         times.append(time.perf_counter() - started)
         assert facts.shape(model.graph.outputs[0]) == (1, 8, 16, 16)
     assert times[1] < 30 * times[0]
-    assert times[1] < 10
 
 
 # Probing
