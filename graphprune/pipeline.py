@@ -36,6 +36,8 @@ from graphprune.spec import instantiate, parse_pass_spec
 Progress = Callable[[str, float], None]
 
 #: The passes of every run, in order; scoring passes stand between ``couple`` and ``select``.
+#: Bytes of weights up to which a report times the models.
+LARGEST_TIMED = 1 << 30
 #: Share of the samples that only judge, as in a recovery.
 HELD_OUT = 0.2
 BEFORE = ("canonicalize", "couple")
@@ -99,11 +101,33 @@ class Result:
     def _transaction(self) -> writer.Transaction:
         return writer.Transaction(protect=self.state.loaded.model.meta.get(SOURCE_FILES, ()))
 
+    def measure_latency(self) -> dict[str, float]:
+        """Milliseconds of one run of the source and of the cut model in ONNX Runtime, in turns on this machine.
+
+        Returns
+        -------
+        dict
+            ``before`` and ``after``; empty for models too large for one message, or where the runtime refuses.
+        """
+        from graphprune.timing import interleaved
+
+        path = self.state.loaded.path
+        if max(self.plan.before["bytes"], 0) < LARGEST_TIMED and not self.state.latency:
+            feed = dict(next(iter(samples_for(self.state, n=1))))
+            try:
+                source = Path(path) if path is not None else writer.to_bytes(self.state.loaded.model)
+                before, after = interleaved([source, writer.to_bytes(self.model)], feed)
+            except Exception:  # a runtime at its own optimisation level may refuse what the proof's level runs
+                return {}
+            self.state.latency.update(before=before, after=after)
+        return self.state.latency
+
     def _stage_report(self, path: str | os.PathLike[str], transaction: writer.Transaction) -> None:
         from graphprune.report import check_name, render
 
         check_name(path)
         transaction.check(path)
+        self.measure_latency()
         transaction.write(path, render(self.state, self.plan))
 
     def proto(self) -> onnx.ModelProto:

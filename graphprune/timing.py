@@ -14,22 +14,16 @@ import onnxruntime as ort
 RUNS, WARM = 15, 3
 
 
-def interleaved(models: Sequence[bytes | Path], options: Mapping[str, Any], runs: int = RUNS) -> list[float]:
-    """Median milliseconds of one run of each model in ONNX Runtime as it comes, one sample, turn by turn.
+def interleaved(models: Sequence[bytes | Path], feed: Mapping[str, Any], runs: int = RUNS) -> list[float]:
+    """Median milliseconds of one run of each model in ONNX Runtime as it comes, turn by turn.
 
     Parameters
     ----------
     models
         Serialized models or paths, of the same inputs.
-    options
-        ``shapes`` for axes that the models leave open.
+    feed
+        Input name to array.
     """
-    from graphprune.calibration import samples_for
-    from graphprune.pipeline import inspect
-
-    path = next((model for model in models if isinstance(model, Path)), None)
-    state = inspect(path if path is not None else models[0], shapes=options.get("shapes") or {})
-    feed = dict(next(iter(samples_for(state, n=1))))
     sessions = []
     for model in models:
         settings = ort.SessionOptions()
@@ -40,7 +34,7 @@ def interleaved(models: Sequence[bytes | Path], options: Mapping[str, Any], runs
     for turn in range(WARM + runs):
         for session, taken in zip(sessions, times, strict=True):
             start = time.perf_counter()
-            session.run(None, feed)
+            session.run(None, dict(feed))
             if turn >= WARM:
                 taken.append(1e3 * (time.perf_counter() - start))
     return [float(np.median(taken)) for taken in times]

@@ -102,6 +102,8 @@ class State:
     notes: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     evaluation: dict[str, Any] = field(default_factory=dict)
+    #: Milliseconds of one run, ``before`` and ``after`` the cut, where it was measured.
+    latency: dict[str, float] = field(default_factory=dict)
     #: Tensors of the file that only folded nodes read, each with its reader.
     folded: list[tuple[ir.Value, ir.Node]] = field(default_factory=list)
     quota: Quota | None = None

@@ -45,7 +45,7 @@ def payload(state: State, plan: Plan) -> Json:
     data = {
         "model": _model(plan),
         "costs": [[label, plan.before[key], plan.after[key]] for key, label in _COSTS if plan.before.get(key)],
-        "evaluation": [list(row) for row in evaluations(state)][:MOST_OUTPUTS],
+        "evaluation": [list(row) for row in (*evaluations(state), *_latency(state))][:MOST_OUTPUTS],
         "verify": plan.verify,
         "fidelity": _fidelity(plan),
         "recovery": _recovery(plan.recovery, boxes),
@@ -61,6 +61,11 @@ def payload(state: State, plan: Plan) -> Json:
         "graph": _graph(plan, boxes, coupling, in_boxes),
     }
     return dict(_plain(data))
+
+
+def _latency(state: State) -> list[tuple[str, float, float]]:
+    timed = state.latency
+    return [("latency in ONNX Runtime, ms", timed["before"], timed["after"])] if timed else []
 
 
 _COSTS = (("macs", "MACs"), ("params", "parameters"), ("bytes", "weight bytes"))
