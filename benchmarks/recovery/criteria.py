@@ -77,7 +77,8 @@ def plot(path: Path, found: dict[str, tuple[float, list[dict[str, Any]]]]) -> No
         axes.set_title(f"{net}, {first[0]['macs']:.0%} of MACs", fontsize=10)
         axes.set_xlabel("top-1, per cent")
         axes.grid(axis="x", alpha=0.25)
-    panels[0].legend(frameon=False, fontsize=8, loc="center left")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, fontsize=9, loc="outside lower center", ncols=4)
     figure.savefig(path)
 
 
