@@ -34,7 +34,7 @@ def key(*parts: Any) -> str:
 
 def file_digest(path: str | os.PathLike[str]) -> str:
     """Hash of a file's bytes; of names, sizes and times of a folder's files."""
-    path, digest = Path(path), hashlib.sha256()
+    path, digest = Path(path).expanduser(), hashlib.sha256()
     if path.is_dir():
         for item in sorted(p for p in path.rglob("*") if p.is_file()):
             stat = item.stat()
@@ -44,6 +44,17 @@ def file_digest(path: str | os.PathLike[str]) -> str:
         while block := file.read(BLOCK):
             digest.update(block)
     return digest.hexdigest()
+
+
+def inputs_digest(model: str | os.PathLike[str], data: str | None) -> dict[str, str]:
+    """Hashes of a model, files of external data included, and of calibration data."""
+    from graphprune.frontends.onnx import SOURCE_FILES, load
+
+    files = load(model).model.meta.get(SOURCE_FILES, (model,))
+    return {
+        "model": "".join(map(file_digest, files)),
+        "data": file_digest(data) if data and Path(data).expanduser().exists() else "",
+    }
 
 
 def source_digest(thing: Any) -> str:

@@ -23,7 +23,7 @@ from graphprune import cache
 from graphprune.errors import GraphPruneError, UsageError
 from graphprune.executor import Executor, Here
 from graphprune.options import Options
-from graphprune.plugins import discover
+from graphprune.plugins import criterion_class, discover
 from graphprune.spec import PassSpec, format_pass_spec, parse_pass_spec
 from graphprune.timing import interleaved
 
@@ -130,7 +130,7 @@ def compare(
         Nothing to compare, an unknown pass, a bad option. A criterion that fails is a row with its message.
     """
     jobs = _jobs(Path(model), passes, budgets, rate, combine, recover, evaluate, seeds, options)
-    digests = _digests(jobs[0])
+    digests = cache.inputs_digest(model, jobs[0].options.get("data"))
     keys = [cache.key("compare", _identity(job), digests, _code(job)) for job in jobs]
     found: dict[int, dict[str, Any]] = {
         n: entry for n, name in enumerate(keys) if (entry := cache.load("compare", name)) is not None
@@ -202,14 +202,10 @@ def _jobs(
     goals: list[dict[str, Any]] = [{"budget": budget} for budget in budgets]
     if rate is not None or not goals:
         goals.append({"rate": rate if rate is not None else 0.5})
-    registry = discover()
     choices: dict[tuple[str, ...], bool] = {}
     for text in passes:
         specs = [parse_pass_spec(part) for part in _parts(text)]
-        classes = [registry.load(spec.name) for spec in specs]
-        for spec, cls in zip(specs, classes, strict=True):
-            if getattr(cls, "kind", "") != "score":
-                raise UsageError(f"pass '{spec.name}' is no criterion: compare takes scoring passes ('graphprune passes')")
+        classes = [criterion_class(spec.name) for spec in specs]
         draws = any(getattr(cls, "draws", False) and "seed" not in spec.options for spec, cls in zip(specs, classes, strict=True))
         for variant in [[one] for one in _both_signs(specs[0], classes[0])] if len(specs) == 1 else [specs]:
             choices[tuple(map(format_pass_spec, variant))] = draws
@@ -252,18 +248,6 @@ def _both_signs(spec: PassSpec, cls: type) -> list[PassSpec]:
 def _identity(job: Job) -> dict[str, Any]:
     """A job without what only says where things lie."""
     return {**job.options, "data": None, "recover": job.recover, "evaluate": job.evaluate}
-
-
-def _digests(job: Job) -> dict[str, str]:
-    """Contents of model and data."""
-    from graphprune.frontends.onnx import SOURCE_FILES, load
-
-    files = load(job.model).model.meta.get(SOURCE_FILES, (job.model,))
-    data = job.options.get("data")
-    return {
-        "model": "".join(cache.file_digest(path) for path in files),
-        "data": cache.file_digest(data) if data and Path(data).exists() else "",
-    }
 
 
 def _code(job: Job) -> list[str]:

@@ -164,3 +164,17 @@ def discover() -> Registry:
         if source.distribution != OWN and source not in known:
             known.append(source)
     return Registry(sources)
+
+
+def criterion_class(name: str) -> type[Any]:
+    """The class of a scoring pass.
+
+    Raises
+    ------
+    UsageError
+        No such pass, or one that gives no scores.
+    """
+    found = discover().load(name)
+    if found.kind != "score":
+        raise UsageError(f"pass '{name}' is no criterion: this takes scoring passes ('graphprune passes')")
+    return found

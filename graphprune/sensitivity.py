@@ -24,7 +24,7 @@ from graphprune.frontends.onnx import plan_name
 from graphprune.options import Options
 from graphprune.passes.base import State
 from graphprune.passes.select import Chooser, combined
-from graphprune.plugins import discover
+from graphprune.plugins import criterion_class
 from graphprune.spec import parse_pass_spec
 
 Progress = Callable[[str, float], None]
@@ -114,14 +114,11 @@ def sensitivity(
         raise UsageError(f"'{path}' does not exist")
     if not levels or not all(0 < level < 1 for level in levels):
         raise UsageError("levels are shares of a group's units to remove, in (0, 1)")
-    cls = discover().load(parse_pass_spec(criterion).name)
-    if getattr(cls, "kind", "") != "score":
-        raise UsageError(f"pass '{criterion}' is no criterion: sensitivity takes a scoring pass ('graphprune passes')")
+    cls = criterion_class(parse_pass_spec(criterion).name)
     chosen = {**options, "passes": [criterion]}
     checked = Options(**{**chosen, "passes": (criterion,)})
-    data = cache.file_digest(checked.data) if checked.data and Path(checked.data).exists() else ""
     known = {**chosen, "data": None}
-    name = cache.key("sensitivity", known, list(levels), cache.file_digest(path), data, cache.source_digest(cls))
+    name = cache.key("sensitivity", known, list(levels), cache.inputs_digest(path, checked.data), cache.source_digest(cls))
     stored = cache.load("sensitivity", name)
     if stored is not None:
         return Sensitivity(criterion, list(levels), checked.sample_count, [Curve(**curve) for curve in stored], 0)

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from click.testing import CliRunner
+from onnx import numpy_helper
 
 import graphprune as gp
 from graphprune.cli import cli
@@ -159,3 +161,18 @@ def test_commands(tmp_path: Path) -> None:
     assert (tmp_path / "s.png").read_bytes().startswith(b"\x89PNG")
     wrong = run(cli, ["sensitivity", str(MODEL), "--plot", str(tmp_path / "s.gif"), "--levels", "0.5", *shared])
     assert wrong.exit_code == 2 and ".svg" in wrong.output
+
+
+def test_external_data_are_part_of_what_results_are_kept_by(tmp_path: Path) -> None:
+    """The same small file beside other weights is another model."""
+    model = onnx.load(MODEL)
+    path = tmp_path / "m.onnx"
+    for scale in (1.0, 0.5):
+        changed = onnx.ModelProto()
+        changed.CopyFrom(model)
+        weight = next(t for t in changed.graph.initializer if len(t.dims) == 4)
+        weight.CopyFrom(numpy_helper.from_array(scale * numpy_helper.to_array(weight), weight.name))
+        onnx.save(changed, path, save_as_external_data=True, location="m.data", size_threshold=64)
+        assert sensitivity(path, levels=(0.5,), samples=2).fresh > 0
+        assert sensitivity(path, levels=(0.5,), samples=2).fresh == 0
+        (tmp_path / "m.data").unlink()
