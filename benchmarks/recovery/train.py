@@ -26,12 +26,12 @@ LOW_SHARE = 0.7
 
 #: Epochs, highest learning rate and weight decay of each network.
 RECIPES = {
-    "resnet20": (5, 0.1, 5e-4),
-    "mobilenetv2": (3, 0.08, 2e-4),
-    "vgg16_slim": (3, 0.08, 5e-4),
-    "densenet22": (2, 0.1, 5e-4),
-    "resnet56": (2, 0.1, 5e-4),
-    "densenet40": (2, 0.1, 5e-4),
+    "resnet20": (15, 0.1, 5e-4),
+    "mobilenetv2": (12, 0.08, 2e-4),
+    "vgg16_slim": (10, 0.08, 5e-4),
+    "densenet22": (8, 0.1, 5e-4),
+    "resnet56": (8, 0.1, 5e-4),
+    "densenet40": (8, 0.1, 5e-4),
 }
 
 
