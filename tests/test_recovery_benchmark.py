@@ -186,3 +186,29 @@ def test_training_that_was_stopped_ends_where_it_would_have(tmp_path: Path, monk
     train.train("resnet20", (split, split), 1, stopped, more=True, batch=2)
     assert files.read(stopped / "training.json")["resnet20"]["cycles"] == [2, 1]
     assert sorted(p.name for p in stopped.iterdir()) == ["resnet20.pt", "training.json"]
+
+
+def test_shipped_networks_are_what_training_left_rounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    safetensors = pytest.importorskip("safetensors.torch")
+    from benchmarks.recovery import pack
+    from benchmarks.recovery.nets import build
+    from benchmarks.recovery.train import restore
+
+    torch.manual_seed(0)
+    net = build("resnet20", 1, 10)
+    torch.save(net.state_dict(), tmp_path / "resnet20.pt")
+    monkeypatch.setattr(pack, "SHIPPED", tmp_path / "shipped")
+    trained = restore("resnet20", tmp_path)
+    assert not torch.equal(trained.classifier.weight, net.classifier.weight)  # rounded
+    torch.testing.assert_close(trained.classifier.weight, net.classifier.weight, rtol=1e-3, atol=1e-6)
+
+    (tmp_path / "shipped").mkdir()
+    safetensors.save_file(pack.stored(net.state_dict()), tmp_path / "shipped" / "resnet20.safetensors")
+    (tmp_path / "resnet20.pt").unlink()
+    shipped = restore("resnet20", tmp_path)
+    for name, value in trained.state_dict().items():
+        assert torch.equal(value, shipped.state_dict()[name]), name
+    (tmp_path / "shipped" / "resnet20.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"benchmarks\.recovery\.train resnet20"):
+        restore("resnet20", tmp_path)

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from benchmarks.recovery.data import Split, load
-from benchmarks.recovery.files import CACHE, CALIBRATION, FORMS, logits, note
+from benchmarks.recovery.files import CACHE, CALIBRATION, FORMS, SHIPPED, logits, note
 from benchmarks.recovery.nets import NETS
 from benchmarks.recovery.train import restore
 
@@ -93,15 +93,17 @@ def write_data(train: Split, test: Split, folder: Path) -> None:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("net", nargs="*", help=f"any of {', '.join(NETS)}; default: all that are trained")
+    parser.add_argument("net", nargs="*", help=f"any of {', '.join(NETS)}; default: all that are trained or shipped")
     parser.add_argument("--data", help="folder with Fashion-MNIST's idx files or CIFAR-10's batches")
     parser.add_argument("--copy-to", type=Path, help="a second folder for the files")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    CACHE.mkdir(parents=True, exist_ok=True)
     train, test = load(options.data)
     write_data(train, test, CACHE)
     files = [CACHE / f"train_{CALIBRATION}.npz", CACHE / "test.npz"]
-    for name in options.net or [name for name in NETS if (CACHE / f"{name}.pt").is_file()]:
+    there = [name for name in NETS if (CACHE / f"{name}.pt").is_file() or (SHIPPED / f"{name}.safetensors").is_file()]
+    for name in options.net or there:
         found = export_checked(name, restore(name), test, CACHE)
         note(CACHE / "exports.json", name, found)
         print(name, json.dumps(found), flush=True)

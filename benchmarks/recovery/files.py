@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 
 CACHE = Path(__file__).resolve().parents[1] / ".cache" / "recovery"
 
+#: Trained networks that come with the repository.
+SHIPPED = Path(__file__).resolve().parent / "weights"
+
 #: ``NAME.bn.onnx`` and ``NAME.folded.onnx``.
 FORMS = ("bn", "folded")
 

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from benchmarks.recovery.data import Split, load, normalise
 from benchmarks.recovery.files import CACHE, note, read
 from benchmarks.recovery.nets import NETS, build
+from benchmarks.recovery.pack import weights
 
 #: Share of the steps on small images.
 LOW_SHARE = 0.7
@@ -146,14 +147,14 @@ def train(
 
 
 def restore(name: str, folder: Path = CACHE) -> nn.Module:
-    """The trained network ``name``, in evaluation mode."""
-    path = folder / f"{name}.pt"
-    if not path.is_file():
-        raise FileNotFoundError(f"'{path}' is missing; run: python -m benchmarks.recovery.train {name}")
-    state = torch.load(path, weights_only=True)
+    """The trained network ``name`` (see :mod:`benchmarks.recovery.pack`), in evaluation mode."""
+    state = weights(name, folder)
     first = next(value for value in state.values() if value.ndim == 4)
     net = build(name, first.shape[1], state["classifier.bias"].shape[0])
-    net.load_state_dict(state)
+    lacking = net.load_state_dict(state, strict=False)
+    unexpected = [key for key in lacking.missing_keys if not key.endswith("num_batches_tracked")] + lacking.unexpected_keys
+    if unexpected:
+        raise RuntimeError(f"the weights of {name} are another network's: {', '.join(unexpected)}")
     return net.eval()
 
 
