@@ -35,7 +35,7 @@ def by_graphprune(path: Path) -> dict[str, Any]:
     """One cut at rate 0.5 in every group, proved."""
     start = time.perf_counter()
     try:
-        result = gp.prune(path, "l1", rate=0.5, scope="group")
+        result = gp.prune(path, passes="l1", rate=0.5, scope="group")
     except gp.GraphPruneError as error:
         return {"ok": False, "why": str(error)[:200], "seconds": time.perf_counter() - start}
     plan = result.plan

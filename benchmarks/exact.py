@@ -44,7 +44,7 @@ def judge(path: Path, mode: str, folder: Path) -> dict[str, Any]:
     started = time.perf_counter()
     options = MODES[mode]
     try:
-        result = gp.prune(path, ["l1"], **options)
+        result = gp.prune(path, passes=["l1"], **options)
     except gp.GraphPruneError as error:
         return {"refused": str(error)[:300]}
     cut = folder / "cut.onnx"

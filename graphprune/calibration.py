@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from graphprune import data as loading
 from graphprune.errors import ModelError
+from graphprune.example_feeds import example_samples
 from graphprune.facts import Facts
 from graphprune.inputs import Hints, InputSpec, Samples
 from graphprune.passes.base import State
@@ -61,6 +62,8 @@ def samples_for(state: State, n: int | None = None, seed: int | None = None, bat
     facts = state.need_facts()
     shapes = {spec.name: shape for spec in specs if (shape := _sample_shape(state, spec, facts)) is not None}
     hints = Hints(limits=vocabulary(state.model, facts))
+    if options.data is None and state.loaded.torch is not None:
+        return example_samples(state.loaded.torch.feed, specs, n=n, seed=seed, hints=hints)
     if options.data is not None:
         return loading.load(options.data, specs, n=n, mean=options.mean, std=options.std, layout=options.layout,
                             shapes=dict(options.shapes), seed=seed, batch=batch, hints=hints)  # fmt: skip

@@ -156,7 +156,7 @@ def measure(job: Job) -> dict[str, Any]:
     options = dict(job.options)
     passes = [*options.pop("passes"), *filter(None, [job.recover])]
     try:
-        result = prune(job.model, passes, **options)
+        result = prune(job.model, passes=passes, **options)
         seconds = time.perf_counter() - start
         evaluation: dict[str, Any] = {}
         if job.evaluate:

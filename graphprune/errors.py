@@ -17,6 +17,10 @@ class ModelError(GraphPruneError):
     """A model file that cannot be read, or is not a valid model."""
 
 
+class ExportError(ModelError):
+    """A torch module that torch cannot make a graph of."""
+
+
 class DataError(GraphPruneError):
     """Calibration or evaluation data that does not fit the model."""
 

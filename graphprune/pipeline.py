@@ -9,7 +9,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from graphprune.calibration import samples_for
 from graphprune.errors import DataError, GraphPruneError, ModelError, UsageError, VerificationError
 from graphprune.feeding import feed_size, fitting_feeds, samples_in
 from graphprune.fidelity import compare_outputs
+from graphprune.frontends import factory
 from graphprune.frontends.onnx import SOURCE_FILES, Loaded, check_finite, load, plan_name, weights_of
 from graphprune.options import Options, as_tuple
 from graphprune.passes.base import Pass, State
@@ -50,8 +51,12 @@ class Result:
 
     Attributes
     ----------
-    model : onnx_ir.Model
-        The smaller model.
+    ir : onnx_ir.Model
+        The smaller model in the representation that everything here works on.
+    module : torch.nn.Module
+        For a torch source: the smaller module. None for others.
+    model : onnx_ir.Model or torch.nn.Module
+        What was given, made smaller: ``module`` for a torch source, else ``ir``.
     plan : Plan
         What was decided and found.
     state : State
@@ -59,11 +64,24 @@ class Result:
     """
 
     state: State
+    _module: Any = field(default=None, repr=False)
 
     @property
-    def model(self) -> ir.Model:
+    def ir(self) -> ir.Model:
         assert self.state.cut is not None
         return self.state.cut
+
+    @property
+    def module(self) -> Any:
+        if self.state.loaded.torch is None:
+            return None
+        if self._module is None:
+            self._module = _cut_module(self.state)
+        return self._module
+
+    @property
+    def model(self) -> Any:
+        return self.ir if self.state.loaded.torch is None else self.module
 
     @property
     def plan(self) -> Plan:
@@ -80,7 +98,7 @@ class Result:
         """
         path = Path(path)
         with self._transaction() as transaction:
-            files = writer.stage(self.model, path, transaction)
+            files = writer.stage(self.ir, path, transaction)
             transaction.write(plan_path(path), self.plan.dumps().encode())
             if report is not None:
                 self._stage_report(report, transaction)
@@ -116,7 +134,7 @@ class Result:
             feed = dict(next(iter(samples_for(self.state, n=1))))
             try:
                 source = Path(path) if path is not None else writer.to_bytes(self.state.loaded.model)
-                before, after = interleaved([source, writer.to_bytes(self.model)], feed)
+                before, after = interleaved([source, writer.to_bytes(self.ir)], feed)
             except Exception:  # a runtime at its own optimisation level may refuse what the proof's level runs
                 return {}
             self.state.latency.update(before=before, after=after)
@@ -132,16 +150,40 @@ class Result:
 
     def proto(self) -> onnx.ModelProto:
         """The smaller model as an ``onnx.ModelProto``."""
-        return writer.to_proto(self.model)
+        return writer.to_proto(self.ir)
 
 
-def load_any(source: Any) -> Loaded:
-    """A model from a path, an ``onnx.ModelProto`` or an ``onnx_ir.Model``."""
-    if isinstance(source, (str, os.PathLike, onnx.ModelProto, ir.Model)):
-        if isinstance(source, str) and ":" in source and not Path(source).exists() and not source.endswith(".onnx"):
-            raise UsageError(f"'{source}' looks like a torch factory: torch modules are not taken yet, export to .onnx")
-        return load(source)
-    raise UsageError(f"a model is a path, an onnx.ModelProto or an onnx_ir.Model, not {type(source).__name__}")
+def _cut_module(state: State) -> Any:
+    """The smaller torch module of a finished run."""
+    try:
+        backend = importlib.import_module("graphprune.backends.inplace")
+    except ImportError as error:
+        raise GraphPruneError(f"the torch module cannot be cut here ({error}): use result.ir") from error
+    return backend.cut_module(state)
+
+
+def load_any(source: Any, example_inputs: Any = None, dynamic_shapes: Any = None) -> Loaded:
+    """A model from a path, an ``onnx.ModelProto``, an ``onnx_ir.Model`` or a torch module (or its factory)."""
+    if isinstance(source, Loaded):
+        return source
+    if factory.is_factory(source):
+        source, given = factory.call(source)
+        example_inputs = given if example_inputs is None else example_inputs
+    if factory.is_torch(source):
+        from graphprune.frontends.torch import load_module
+
+        return load_module(source, example_inputs, dynamic_shapes=dynamic_shapes)
+    if not isinstance(source, (str, os.PathLike, onnx.ModelProto, ir.Model)):
+        raise UsageError(
+            "a model is a path, an onnx.ModelProto, an onnx_ir.Model, a torch.nn.Module or an ExportedProgram, not "
+            f"{type(source).__name__}"
+        )
+    if example_inputs is not None or dynamic_shapes is not None:
+        raise UsageError(
+            "example_inputs and dynamic_shapes are for torch modules, an ONNX model states its inputs itself; passes are "
+            "given by name, passes=[...]"
+        )
+    return load(source)
 
 
 def build_passes(specs: Sequence[str]) -> list[Pass]:
@@ -236,14 +278,17 @@ def compare_on_data(state: State) -> dict[str, Any]:
 
 def prune(
     source: Any,
-    passes: str | Sequence[str] = ("l1",),
+    example_inputs: Any = None,
     *,
+    passes: str | Sequence[str] = ("l1",),
     rate: float | None = None,
     budget: str | None = None,
     progress: Progress | None = None,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     keep: str | Sequence[str] | None = None,
     data: str | os.PathLike[str] | None = None,
+    inplace: bool = True,
+    dynamic_shapes: Any = None,
     **options: Any,
 ) -> Result:
     """Cut a model and prove the cut.
@@ -251,7 +296,11 @@ def prune(
     Parameters
     ----------
     source
-        A path to an ``.onnx`` file, an ``onnx.ModelProto`` or an ``onnx_ir.Model``. It is never changed.
+        A path to an ``.onnx`` file, an ``onnx.ModelProto`` or an ``onnx_ir.Model``, which are never changed; or a
+        ``torch.nn.Module``, ``torch.fx.GraphModule`` or ``torch.export.ExportedProgram``.
+    example_inputs
+        For a torch source, what ``forward`` is called with: a tensor, a tuple of positional arguments, a dict of keyword
+        arguments, or ``(args, kwargs)``.
     passes
         Pass specs: ``"l1"``, ``["entropy{reading=conv}"]``, ...
     rate
@@ -264,6 +313,10 @@ def prune(
         Glob patterns of tensors that are left whole.
     data
         Calibration data: a folder of images, ``.npy`` or ``.npz``.
+    inplace
+        Cut the given torch module itself; otherwise a deep copy of it, and the given one stays as it is.
+    dynamic_shapes
+        For a torch source, as ``torch.export.export`` takes it.
     **options
         The other fields of :class:`graphprune.Options`: ``combine``, ``scope``, ``grain``, ``align``, ``exact``, ``seed``, ...
 
@@ -283,27 +336,36 @@ def prune(
         )  # fmt: skip
     except TypeError as error:
         raise UsageError(f"{error}".replace("Options.__init__()", "prune()")) from error
+    if not inplace and factory.is_torch(source):
+        source = factory.copy_of(source)
+    if progress is not None:
+        progress("loading", 0.0)
+    loaded = load_any(source, example_inputs, dynamic_shapes)
     if chosen.steps > 1:
         from graphprune.schedule import run_steps
 
-        state = run_steps(source, chosen, progress)
+        state = run_steps(loaded, chosen, progress)
     else:
-        state = run_state(source, chosen, progress)
+        state = run_state(loaded, chosen, progress)
     result = Result(state)
     if chosen.eval is not None:
         evaluate(result, chosen.eval)
     return result
 
 
-def inspect(source: Any, *, shapes: Mapping[str, tuple[int, ...]] | None = None) -> State:
+def inspect(
+    source: Any, example_inputs: Any = None, *, shapes: Mapping[str, tuple[int, ...]] | None = None,
+    dynamic_shapes: Any = None,
+) -> State:  # fmt: skip
     """Analyse a model without cutting it: the state with its coupling."""
-    return run_state(source, Options(shapes=dict(shapes or {})), until="couple")
+    loaded = load_any(source, example_inputs, dynamic_shapes)
+    return run_state(loaded, Options(shapes=dict(shapes or {})), until="couple")
 
 
 def evaluate(result: Result, target: str) -> None:
     """Call the user's ``MODULE:FUNCTION`` on the source and on the cut model."""
     result.state.progress("evaluating", 0.0)
-    for key, model in (("before", result.state.loaded.path or result.state.loaded.model), ("after", result.model)):
+    for key, model in (("before", result.state.loaded.path or result.state.loaded.model), ("after", result.ir)):
         result.state.evaluation[key] = call_on(model, target, key)
 
 

@@ -21,7 +21,7 @@ def scored(model: onnx.ModelProto, spec: str, x: Array | None = None, tmp: Path 
         assert tmp is not None
         np.savez(tmp / "data.npz", x=x.astype(np.float32))
         options.update(data=tmp / "data.npz", samples=len(x))
-    result = gp.prune(model, spec, **{"rate": 0.3, "floor": 0.0, **options})
+    result = gp.prune(model, passes=spec, **{"rate": 0.3, "floor": 0.0, **options})
     assert result.plan.verify["passed"]
     return result.state.scores[0].values, result
 

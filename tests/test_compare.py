@@ -41,18 +41,18 @@ def test_rows_are_what_single_runs_give() -> None:
         allocate="uniform", latency=False,
     )  # fmt: skip
     assert [(row["criterion"], row["seeds"]) for row in found.rows] == [("l1", 1), ("random", 3)]
-    single = gp.prune(MODEL, ["l1", "recover"], budget="macs=0.5", data=DATA, samples=64, allocate="uniform",
+    single = gp.prune(MODEL, passes=["l1", "recover"], budget="macs=0.5", data=DATA, samples=64, allocate="uniform",
                       eval="tests.test_compare:weights")  # fmt: skip
     row = found.rows[0]
     assert row["evaluation"]["after"] == single.state.evaluation["after"]
     assert found.source["evaluation"] == single.state.evaluation["before"]
-    plain = gp.prune(MODEL, ["l1"], budget="macs=0.5", data=DATA, samples=64, allocate="uniform",
+    plain = gp.prune(MODEL, passes=["l1"], budget="macs=0.5", data=DATA, samples=64, allocate="uniform",
                      eval="tests.test_compare:weights")  # fmt: skip
     assert row["evaluation"]["before"] == plain.state.evaluation["after"]
     assert row["macs"] == single.plan.after["macs"] / single.plan.before["macs"]
     assert row["fidelity"]["after"]["divergence"] == single.plan.fidelity["divergence"]
     settings: dict[str, Any] = {"budget": "macs=0.5", "data": DATA, "samples": 64, "allocate": "uniform"}
-    seeds = [gp.prune(MODEL, ["random", "recover"], seed=n, eval="tests.test_compare:weights", **settings) for n in range(3)]
+    seeds = [gp.prune(MODEL, passes=["random", "recover"], seed=n, eval="tests.test_compare:weights", **settings) for n in range(3)]
     draws = [one.state.evaluation["after"] for one in seeds]
     assert found.rows[1]["evaluation"]["after"] == pytest.approx(np.mean(draws))
     assert found.rows[1]["spread"] == [min(draws), max(draws)]
@@ -121,10 +121,10 @@ def test_sensitivity_is_what_a_cut_of_one_group_gives() -> None:
     assert found.fresh == len(found.curves) > 3
     curve = found.curves[1]
     name = f"{curve.tensor}:0"
-    groups = [g for g in gp.prune(MODEL, ["l2"], rate=0.5, scope="group").plan.groups if g["id"] == curve.id]
+    groups = [g for g in gp.prune(MODEL, passes=["l2"], rate=0.5, scope="group").plan.groups if g["id"] == curve.id]
     others = {f"{t}:{a}": 0.0 for t, a in groups[0]["members"]}
     assert name in others or curve.tensor
-    result = gp.prune(MODEL, ["l2"], rates={f"{t}:{a}": 0.5 for t, a in groups[0]["members"][:1]}, data=str(DATA), samples=12)
+    result = gp.prune(MODEL, passes=["l2"], rates={f"{t}:{a}": 0.5 for t, a in groups[0]["members"][:1]}, data=str(DATA), samples=12)
     assert [g["kept"] for g in result.plan.groups if g["id"] == curve.id] == [curve.units - curve.removed[1]]
     if all(g["kept"] == g["units"] for g in result.plan.groups if g["id"] != curve.id):
         assert result.plan.fidelity["divergence"] == pytest.approx(curve.error[1], rel=1e-4)

@@ -73,9 +73,9 @@ def test_a_network_is_cut_as_if_there_were_room(room: int, monkeypatch: pytest.M
     np.save(tmp_path / "x.npy", RNG.normal(size=(1500, 3, 4, 4)).astype(np.float32))
     source = flattened()
     settings = {"budget": "params=0.6", "data": tmp_path / "x.npy", "samples": 1500}
-    plain = gp.prune(source, ["obs", "recover"], **settings)
+    plain = gp.prune(source, passes=["obs", "recover"], **settings)
     monkeypatch.setattr(moments, "LARGEST", room)
-    packed = gp.prune(source, ["obs", "recover"], **settings)
+    packed = gp.prune(source, passes=["obs", "recover"], **settings)
     consumer = packed.state.statistics.consumers[0]
     assert (consumer.inputs.compression is None) == (room == 192)
     assert consumer.weight.shape[2] == room

@@ -104,14 +104,14 @@ def test_parallel_with_alignment_and_floor() -> None:
 
 @pytest.mark.parametrize("how", ["parallel", "intersection", "rank-mean", "weighted{l1=1,random=2}"])
 def test_budget_is_met(how: str) -> None:
-    result = gp.prune(two_convs(120, 100), ["l1", "random"], combine=how, budget="macs=0.5")
+    result = gp.prune(two_convs(120, 100), passes=["l1", "random"], combine=how, budget="macs=0.5")
     assert result.plan.after["macs"] / result.plan.before["macs"] == pytest.approx(0.5, abs=0.01)
     assert result.plan.verify["passed"] and result.plan.options["combine"] == how
 
 
 def test_parallel_in_steps() -> None:
     """Each step finds its own thresholds; the rate holds in the end."""
-    result = gp.prune(two_convs(60, 50), ["l1", "random"], combine="parallel", rate=0.5, steps=2)
+    result = gp.prune(two_convs(60, 50), passes=["l1", "random"], combine="parallel", rate=0.5, steps=2)
     coupling, dead = result.state.coupling, result.state.dead
     assert coupling is not None and dead is not None and result.plan.verify["passed"]
     assert coupling.weight[dead].sum() / coupling.weight.sum() == pytest.approx(0.5, abs=0.03)
@@ -174,13 +174,13 @@ def test_scores_that_are_not_normalised_are_divided_by_the_group_mean() -> None:
 )
 def test_bad_combinations_are_told(passes: list[str], options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        gp.prune(two_convs(), passes, **options)
+        gp.prune(two_convs(), passes=passes, **options)
 
 
 def test_one_pass_twice_with_other_options() -> None:
     passes = ["random{seed=1}", "random{seed=2}"]
-    one, two = (gp.prune(two_convs(32, 32), p, rate=0.5).plan.tensors for p in passes)
-    both = [gp.prune(two_convs(32, 32), passes, rate=0.5, combine=f"weighted{{weights={w}}}").plan.tensors for w in ("[1,0]", "[0,1]")]
+    one, two = (gp.prune(two_convs(32, 32), passes=p, rate=0.5).plan.tensors for p in passes)
+    both = [gp.prune(two_convs(32, 32), passes=passes, rate=0.5, combine=f"weighted{{weights={w}}}").plan.tensors for w in ("[1,0]", "[0,1]")]
     assert both == [one, two]
 
 
@@ -236,7 +236,7 @@ def test_gradients_are_refused_before_any_work(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(gradients.importlib.util, "find_spec", lambda name: object() if torch else None)
     message = "not computed yet" if torch else "need torch, which is not installed: 'pip install torch'"
     with pytest.raises(UsageError, match=f"pass 'wanting' looks at gradients.*{message}"):
-        gp.prune("there is no such file.onnx", "wanting")
+        gp.prune("there is no such file.onnx", passes="wanting")
 
 
 # -- as a user types it ------------------------------------------------------------------------------------------------

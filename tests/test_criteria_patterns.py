@@ -29,7 +29,7 @@ def test_all_criteria_are_here() -> None:
 @pytest.mark.parametrize("pattern", KINDS)
 def test_all_criteria_together(pattern: str) -> None:
     """One run that scores by all of them: what is not finite or of the wrong shape is an error there."""
-    result = gp.prune(PATTERNS[pattern].build(), CRITERIA, combine="rank-mean", rate=0.4, samples=4)
+    result = gp.prune(PATTERNS[pattern].build(), passes=CRITERIA, combine="rank-mean", rate=0.4, samples=4)
     assert result.plan.verify["passed"] and len(result.state.scores) == len(CRITERIA)
     assert all(np.isfinite(one.values).all() for one in result.state.scores)
 
@@ -37,5 +37,5 @@ def test_all_criteria_together(pattern: str) -> None:
 @pytest.mark.parametrize("spec", CRITERIA)
 @pytest.mark.parametrize("pattern", ["resnet_basic", "mha_fused_split"])
 def test_each_cuts_and_proves(pattern: str, spec: str) -> None:
-    result = gp.prune(PATTERNS[pattern].build(), spec, rate=0.5, samples=4)
+    result = gp.prune(PATTERNS[pattern].build(), passes=spec, rate=0.5, samples=4)
     assert result.plan.verify["passed"] and result.plan.after["params"] < result.plan.before["params"]

@@ -109,8 +109,8 @@ def test_rates_of_single_groups() -> None:
 @pytest.mark.parametrize("name", ["concat_crossed_by_groups", "two_group_counts_one_residual", "mha_fused_split"])
 def test_steps_arrive_where_one_step_does(name: str, settings: dict[str, Any], tmp_path: Path) -> None:
     source = PATTERNS[name].build()
-    one = gp.prune(source, ["l1"], **settings)
-    many = gp.prune(source, ["l1", "recover"], steps=3, samples=16, **settings)
+    one = gp.prune(source, passes=["l1"], **settings)
+    many = gp.prune(source, passes=["l1", "recover"], steps=3, samples=16, **settings)
     share, other = (r.plan.after["macs"] / r.plan.before["macs"] for r in (one, many))
     assert many.plan.verify["passed"]
     if "budget" in settings or "scope" in settings:
@@ -142,7 +142,7 @@ def test_steps_score_what_is_left(tmp_path: Path) -> None:
     y = g.Conv(y, g.f(rng.normal(size=(5, 8, 1, 1)), "b.w"), g.f(np.zeros(5), "b.b"))
     g.y(y)
     np.save(tmp_path / "x.npy", rng.normal(size=(64, 3, 6, 6)).astype(np.float32))
-    result = gp.prune(g.model(), ["obs", "recover"], rate=0.5, scope="group", steps=4, data=tmp_path / "x.npy", samples=64)
+    result = gp.prune(g.model(), passes=["obs", "recover"], rate=0.5, scope="group", steps=4, data=tmp_path / "x.npy", samples=64)
     kept = np.asarray(result.plan.tensors["a.w"]["kept"]["0"])
     assert len(set(kept % 4)) >= 3  # the input has three channels: three of the four filters span all
     assert result.plan.fidelity["divergence"] < 1e-3

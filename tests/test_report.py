@@ -332,7 +332,7 @@ def test_model_plan_and_report_are_written_together_or_not_at_all(source: Path, 
 
 
 def test_latency_is_measured_for_the_report(tmp_path: Path) -> None:
-    result = gp.prune(two_convs(16, 12), ["l1"], rate=0.5)
+    result = gp.prune(two_convs(16, 12), passes=["l1"], rate=0.5)
     assert not result.state.latency
     result.report(tmp_path / "r.html")
     assert result.state.latency["before"] > 0 and result.state.latency["after"] > 0

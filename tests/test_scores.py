@@ -47,8 +47,8 @@ def test_entropy_of_one_position_is_zero() -> None:
 
 
 def test_entropy_keeps_low(digits: Path, calibration: Path) -> None:
-    low = gp.prune(digits, "entropy", rate=0.3, scope="group", data=calibration)
-    high = gp.prune(digits, "entropy{keep=high}", rate=0.3, scope="group", data=calibration)
+    low = gp.prune(digits, passes="entropy", rate=0.3, scope="group", data=calibration)
+    high = gp.prune(digits, passes="entropy{keep=high}", rate=0.3, scope="group", data=calibration)
     a, b = low.state.scores[0].values, high.state.scores[0].values
     measured = ~np.isclose(a, b)
     assert measured.sum() > 100 and np.allclose((a + b)[measured], 1.0)
@@ -62,13 +62,13 @@ def test_entropy_falls_back_where_maps_have_one_position() -> None:
         net (float[N, 7] x) => (float[N, 3] y) { a = Gemm(x, w1)  r = Relu(a)  y = Gemm(r, w2) }""",
         w1=(7, 10), w2=(10, 3),
     )  # fmt: skip
-    result = gp.prune(model, "entropy", rate=0.5)
+    result = gp.prune(model, passes="entropy", rate=0.5)
     assert any("scored by l1 instead" in note for note in result.state.notes)
     assert result.plan.verify["passed"]
 
 
 def test_bn_scale_reads_gamma_and_says_when_it_is_folded(digits: Path) -> None:
-    result = gp.prune(digits, "bn-scale", rate=0.3, scope="group")
+    result = gp.prune(digits, passes="bn-scale", rate=0.3, scope="group")
     coupling, state = result.state.coupling, result.state
     assert coupling is not None
     gamma = next(o.value for o in coupling.operands if o.role == "scale")
@@ -76,7 +76,7 @@ def test_bn_scale_reads_gamma_and_says_when_it_is_folded(digits: Path) -> None:
     rows = coupling.rows(gamma, 0)[:, 0]
     alone = [i for i, u in enumerate(rows) if u >= 0]
     assert alone and np.isfinite(array[alone]).all()
-    folded = gp.prune(two_convs(), "bn-scale", rate=0.3)
+    folded = gp.prune(two_convs(), passes="bn-scale", rate=0.3)
     assert any("folded away" in note for note in folded.state.notes)
 
 
@@ -84,10 +84,10 @@ def test_bn_scale_reads_gamma_and_says_when_it_is_folded(digits: Path) -> None:
     "spec", ["l1", "l2", "bn-scale", "entropy", "entropy{variant=raw,reading=conv}", "random{seed=3}"]
 )
 def test_every_score_cuts_and_proves(digits: Path, calibration: Path, spec: str) -> None:
-    result = gp.prune(digits, spec, rate=0.4, data=calibration)
+    result = gp.prune(digits, passes=spec, rate=0.4, data=calibration)
     assert result.plan.verify["passed"] and result.plan.after["macs"] < result.plan.before["macs"]
 
 
 def test_two_scores_are_averaged() -> None:
-    both = gp.prune(two_convs(32, 32), ["l1", "random{seed=1}"], rate=0.5).plan.tensors
-    assert both not in (gp.prune(two_convs(32, 32), s, rate=0.5).plan.tensors for s in ("l1", "random{seed=1}"))
+    both = gp.prune(two_convs(32, 32), passes=["l1", "random{seed=1}"], rate=0.5).plan.tensors
+    assert both not in (gp.prune(two_convs(32, 32), passes=s, rate=0.5).plan.tensors for s in ("l1", "random{seed=1}"))

@@ -75,7 +75,7 @@ def measure(cell: Cell) -> dict[str, Any]:
     out = CACHE / "models" / f"{cell.path.stem}.onnx"
     try:
         result = gp.prune(
-            model_path(cell.model), passes, budget=f"macs={cell.budget:g}", data=task.data(), samples=cell.samples,
+            model_path(cell.model), passes=passes, budget=f"macs={cell.budget:g}", data=task.data(), samples=cell.samples,
             allocate=cell.allocation, scope="group" if cell.allocation == "uniform" else "global", seed=cell.seed,
         )  # fmt: skip
         cut = time.perf_counter() - start

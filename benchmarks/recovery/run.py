@@ -91,7 +91,7 @@ def measure(cell: Cell, test: dict[str, Any], threads: int) -> dict[str, Any]:
     started = time.perf_counter()
     try:
         result = gp.prune(
-            cell.path, passes, budget=f"macs={cell.budget:g}", allocate=cell.allocate, seed=cell.seed,
+            cell.path, passes=passes, budget=f"macs={cell.budget:g}", allocate=cell.allocate, seed=cell.seed,
             data=CACHE / f"train_{CALIBRATION}.npz", samples=CALIBRATION,
         )  # fmt: skip
     except gp.GraphPruneError as error:

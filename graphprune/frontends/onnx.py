@@ -35,6 +35,7 @@ from graphprune.frontends.onnx_normal import PLAN_NAME, inline_functions, normal
 from graphprune.frontends.onnx_proto import check_text, scopes, tensors
 from graphprune.frontends.onnx_tensors import Store, element_count
 from graphprune.frontends.onnx_wire import skeleton
+from graphprune.frontends.torch_source import TorchSource
 
 SOURCE_FILES = "graphprune.source_files"
 """Key in ``Model.meta``: tuple of the files the model was read from, main first. Writers never touch them."""
@@ -59,6 +60,8 @@ class Loaded:
         Size of the main file and its external data, in bytes.
     names : dict
         Initializers whose name is not unique in the model -> their name in plans; see `plan_name`.
+    torch : TorchSource or None
+        For a torch module: the module itself, its inputs, and its names for the initializers.
     """
 
     model: ir.Model
@@ -66,6 +69,7 @@ class Loaded:
     bytes: int
     names: dict[ir.Value, str] = field(default_factory=dict)
     digest: concurrent.futures.Future[str] | None = field(default=None, repr=False)
+    torch: TorchSource | None = None
 
     @property
     def sha256(self) -> str | None:

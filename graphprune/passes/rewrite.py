@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from graphprune import __version__
@@ -57,13 +58,20 @@ def make_plan(state: State, rewriter: Rewriter) -> Plan:
         if rewriter.is_cut(value) and DERIVED not in value.meta:
             shape = list(state.need_facts().shape(value) or ())
             kept = {str(a): k.tolist() for a in range(len(shape)) if (k := rewriter.kept(value, a)) is not None}
-            plan.tensors[plan_name(value)] = {"shape": shape, "kept": kept}
+            for name in names_of(state, value):
+                plan.tensors[name] = {"shape": shape, "kept": kept}
     plan.verify = {
         "exact_units": int((state.dead & ~coupling.inexact).sum()),
         "inexact_units": int((state.dead & coupling.inexact).sum()),
         "passed": False,
     }
     return plan
+
+
+def names_of(state: State, value: ir.Value) -> tuple[str, ...]:
+    """Names of a tensor in the source: one, or those of all parameters of a torch module that are tied to it."""
+    name = plan_name(value)
+    return (name,) if state.loaded.torch is None else state.loaded.torch.names(name)
 
 
 def score_entries(state: State, coupling: Coupling) -> dict[str, object]:

@@ -1,0 +1,233 @@
+"""Load a torch module: its graph as ``onnx_ir`` has it, its weights where they lie, under the module's own names.
+
+The module is traced by ``torch.export`` in eval mode, on stand-ins for its tensors, and translated by torch's own ONNX
+exporter; nothing is copied and the module comes out as it went in. The result is in the normal form of
+:mod:`graphprune.frontends.onnx`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from graphprune.errors import ExportError, UsageError
+from graphprune.frontends.onnx import SOURCE_FILES, Loaded, load
+from graphprune.frontends.onnx_normal import normalize
+from graphprune.frontends.torch_export import PREFIX, Export, convert, export, quiet
+from graphprune.frontends.torch_inputs import Outputs, call_of, flatten
+from graphprune.frontends.torch_source import TRACE, TorchSource
+from graphprune.plan import DERIVED
+
+_TRACE_PROPERTY = "pkg.torch.onnx.stack_trace"
+
+
+def is_torch(source: Any) -> bool:
+    """Whether it is something that `load_module` takes."""
+    return isinstance(source, (torch.nn.Module, torch.export.ExportedProgram))
+
+
+def load_module(
+    module: Any, example_inputs: Any = None, *, dynamic_shapes: Any = None, dynamic_batch: bool = False
+) -> Loaded:
+    """Load a torch module.
+
+    Parameters
+    ----------
+    module
+        An ``nn.Module``, a ``torch.fx.GraphModule`` or a ``torch.export.ExportedProgram``. It is left as it is.
+    example_inputs
+        What ``forward`` is called with: a tensor, a tuple or list of positional arguments, a Mapping of keyword
+        arguments, or ``(args, kwargs)``; see :func:`graphprune.frontends.torch_inputs.call_of`. An ExportedProgram
+        brings its own.
+    dynamic_shapes
+        As ``torch.export.export`` takes it.
+    dynamic_batch
+        Leave axis 0 of the inputs open where the module allows.
+
+    Returns
+    -------
+    Loaded
+        ``torch`` holds the module, its inputs and its names.
+
+    Raises
+    ------
+    ExportError
+        torch cannot make a graph of it; its reason in one message.
+    UsageError
+        Example inputs that ``forward`` does not take.
+    """
+    if isinstance(module, torch.export.ExportedProgram):
+        return _load_program(module, example_inputs)
+    if not isinstance(module, torch.nn.Module):
+        raise UsageError(f"a torch source is an nn.Module or an ExportedProgram, not {type(module).__name__}")
+    _check_weights(module)
+    args, kwargs = call_of(module, example_inputs)
+    flat = flatten(module, args, kwargs)
+    if not flat.tensors:
+        raise UsageError(f"the example inputs of {type(module).__name__} hold no tensor: there is nothing to prune for")
+    result = export(module, flat, None)
+    tensors: dict[str, torch.Tensor] = dict(module.named_parameters(remove_duplicate=False))
+    parameters = frozenset(tensors)
+    tensors.update(module.named_buffers(remove_duplicate=False))
+    return _loaded(module, result, flat.names, flat.tensors, (args, kwargs), tensors, parameters, PREFIX)
+
+
+def _load_program(program: torch.export.ExportedProgram, example_inputs: Any) -> Loaded:
+    args, kwargs = program.example_inputs or ((), {})
+    if example_inputs is not None:
+        args, kwargs = call_of(program.graph_module, example_inputs)
+    flat = flatten(program.graph_module, tuple(args), kwargs)
+    with torch.no_grad(), quiet():
+        try:
+            result = Export(convert(program), program, None)
+        except Exception as error:
+            raise ExportError(f"torch cannot write the ExportedProgram as ONNX: {' '.join(str(error).split())}") from error
+    tensors = {**program.state_dict, **program.constants}
+    tensors = {name: value for name, value in tensors.items() if isinstance(value, torch.Tensor)}
+    parameters = frozenset(program.graph_signature.parameters)
+    names = [str(value.name) for value in result.model.graph.inputs]
+    return _loaded(None, result, names, flat.tensors, (tuple(args), kwargs), tensors, parameters, "")
+
+
+def _check_weights(module: torch.nn.Module) -> None:
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if tensor.is_meta:
+            raise UsageError(f"'{name}' of {type(module).__name__} is on the meta device: load the weights first")
+
+
+def _loaded(
+    module: torch.nn.Module | None, result: Export, names: Iterable[str], inputs: Iterable[torch.Tensor],
+    call: tuple[tuple[Any, ...], dict[str, Any]], tensors: Mapping[str, torch.Tensor], parameters: frozenset[str],
+    prefix: str,
+) -> Loaded:  # fmt: skip
+    """Names and weights of the module's own in the exported model, in normal form."""
+    model = result.model
+    shared = _shared(tensors)
+    owned = _own_weights(model, tensors, prefix)
+    names = _name_ends(model, list(names), result.outputs, prefix)
+    if result.outputs is not None and len(result.outputs.names) == len(model.graph.outputs):
+        _drop_state(model, result.outputs.plain)
+    for node in model.graph.all_nodes():
+        trace = node.metadata_props.get(_TRACE_PROPERTY)
+        node.metadata_props.clear()
+        if trace:
+            node.meta[TRACE] = trace
+    if model.functions:
+        model = load(model).model
+    else:
+        normalize(model)
+    model.metadata_props.clear()
+    for graph in model.graphs():
+        for name, value in graph.initializers.items():
+            value.metadata_props.clear()
+            if name not in owned or graph is not model.graph:
+                value.meta[DERIVED] = True
+    model.meta[SOURCE_FILES] = ()
+    used = [name for name in model.graph.initializers if name in owned]
+    aliases = {name: (name, *(other for other in shared[id(tensors[name])] if other != name)) for name in used}
+    source = TorchSource(
+        module=module, args=call[0], kwargs=call[1], aliases=aliases,
+        parameters=frozenset(n for n in used if n in parameters),
+        buffers=frozenset(n for n in used if n not in parameters),
+        feed={name: _array(tensor) for name, tensor in zip(names, inputs, strict=False)},
+        exported=result.exported, prefix=prefix,
+    )  # fmt: skip
+    size = sum(t.numel() * t.element_size() for t in {id(t): t for t in tensors.values()}.values())
+    return Loaded(model, None, size, torch=source)
+
+
+def _shared(tensors: Mapping[str, torch.Tensor]) -> dict[int, list[str]]:
+    """Names by the identity of the tensor that they hold."""
+    shared: dict[int, list[str]] = {}
+    for name, tensor in tensors.items():
+        shared.setdefault(id(tensor), []).append(name)
+    return shared
+
+
+def _own_weights(model: ir.Model, tensors: Mapping[str, torch.Tensor], prefix: str) -> set[str]:
+    """Give initializers the module's own names and its own memory; the names."""
+    owned: set[str] = set()
+    for value in list(model.graph.initializers.values()):
+        name = str(value.name).removeprefix(prefix)
+        if name not in tensors:
+            continue
+        value.name = name
+        tensor = _tensor(tensors[name], name)
+        if value.const_value is not None and tuple(value.const_value.shape) == tuple(tensor.shape):
+            value.const_value = tensor
+            owned.add(name)
+    return owned
+
+
+def _array(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
+    """A tensor as numpy sees it, in its own memory where that is the processor's."""
+    tensor = tensor.detach().cpu().resolve_conj().resolve_neg()
+    narrow = tensor.dtype == torch.bfloat16
+    array: np.ndarray[Any, Any] = (tensor.view(torch.uint16) if narrow else tensor).numpy()
+    return array.view(ml_dtypes.bfloat16) if narrow else array
+
+
+def _tensor(tensor: torch.Tensor, name: str) -> ir.TensorProtocol:
+    return ir.Tensor(_array(tensor), name=name)
+
+
+def _name_ends(model: ir.Model, names: list[str], outputs: Outputs | None, prefix: str) -> list[str]:
+    """Name graph inputs and outputs after the arguments and results of ``forward``."""
+    for index, value in enumerate(list(model.graph.outputs)):
+        if value.producer() is None or value in model.graph.outputs[:index]:
+            # What goes straight through has two names.
+            node = ir.node("Identity", [value], name=f"{value.name}_output_{index}")
+            node.outputs[0].type, node.outputs[0].shape = value.type, value.shape
+            model.graph.append(node)
+            model.graph.outputs[index] = node.outputs[0]
+    taken = {str(v.name) for v in model.graph.initializers.values()}
+    ends = [*model.graph.inputs, *model.graph.outputs]
+    taken.update(str(v.name) for node in model.graph.all_nodes() for v in node.outputs if v not in ends)
+    given = []
+    wanted = [*names, *([] if outputs is None else outputs.names)]
+    if len(wanted) != len(ends):
+        wanted = [*names, *(str(v.name) for v in model.graph.outputs)]
+    for number, value in enumerate(ends):
+        value.name = f"__end_{number}"
+    for value, want in zip(ends, wanted, strict=True):
+        name, count = want, 1
+        while name in taken:
+            count += 1
+            name = f"{want}_{count}"
+        taken.add(name)
+        value.name = name
+        given.append(name)
+    return given[: len(model.graph.inputs)]
+
+
+def _drop_state(model: ir.Model, plain: int) -> None:
+    """Take the tensors of state that a module hands on from the outputs, where no parameter is for them alone."""
+    outputs = list(model.graph.outputs)
+    if plain == len(outputs):
+        return
+    needed = [_read(outputs[:plain]), _read(outputs)]
+    if needed[0] == needed[1]:
+        del model.graph.outputs[plain:]
+
+
+def _read(values: Iterable[ir.Value]) -> set[ir.Value]:
+    """Initializers that values are computed from."""
+    seen: set[ir.Value] = set()
+    stack = list(values)
+    while stack:
+        value = stack.pop()
+        if value in seen:
+            continue
+        seen.add(value)
+        node = value.producer()
+        if node is not None:
+            stack.extend(v for v in node.inputs if v is not None)
+            for attribute in node.attributes.values():
+                graphs = [attribute.as_graph()] if attribute.type == ir.AttributeType.GRAPH else []
+                stack.extend(v for graph in graphs for inner in graph.all_nodes() for v in inner.inputs if v is not None)
+    return {value for value in seen if value.is_initializer()}
