@@ -212,3 +212,9 @@ def test_shipped_networks_are_what_training_left_rounded(tmp_path: Path, monkeyp
     (tmp_path / "shipped" / "resnet20.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"benchmarks\.recovery\.train resnet20"):
         restore("resnet20", tmp_path)
+
+
+def test_every_network_of_the_tables_is_shipped() -> None:
+    there = {path.stem for path in files.SHIPPED.glob("*.safetensors")}
+    assert there == set(run.NETS)
+    assert sum(path.stat().st_size for path in files.SHIPPED.iterdir()) < 12e6
