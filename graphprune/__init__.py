@@ -9,17 +9,18 @@ from graphprune import _deferral
 _deferral.install()
 
 __version__ = "0.1.0"
-__all__ = ["GraphPruneError", "Options", "Plan", "Result", "__version__", "inspect", "prune", "verify"]
+__all__ = ["GraphPruneError", "Options", "Plan", "Result", "__version__", "bench", "inspect", "prune", "verify"]
 
 if TYPE_CHECKING:
+    from graphprune.benching import bench
     from graphprune.errors import GraphPruneError
     from graphprune.options import Options
     from graphprune.pipeline import Result, inspect, prune, verify
     from graphprune.plan import Plan
 
 _HOMES = {
-    "GraphPruneError": "errors", "Options": "options", "Plan": "plan", "Result": "pipeline", "inspect": "pipeline",
-    "prune": "pipeline", "verify": "pipeline",
+    "GraphPruneError": "errors", "Options": "options", "Plan": "plan", "Result": "pipeline", "bench": "benching",
+    "inspect": "pipeline", "prune": "pipeline", "verify": "pipeline",
 }  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from graphprune import __version__
+from graphprune.cli_bench import bench
 from graphprune.errors import GraphPruneError
 
 if TYPE_CHECKING:
@@ -326,6 +327,9 @@ def passes(as_json: bool) -> None:
     from graphprune.printing import print_passes
 
     print_passes(as_json)
+
+
+cli.add_command(bench)
 
 
 def _numbers(name: str, text: str | None) -> tuple[float, ...] | None:

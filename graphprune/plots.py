@@ -15,7 +15,14 @@ from graphprune.sensitivity import Sensitivity
 KINDS = (".svg", ".png", ".pdf")
 
 
-def _figure(width: float, height: float) -> tuple[Any, Any]:
+def figure_of(width: float, height: float) -> tuple[Any, Any]:
+    """An empty figure of inches, and its axes.
+
+    Raises
+    ------
+    UsageError
+        matplotlib is not installed.
+    """
     try:
         import matplotlib
         from matplotlib.figure import Figure
@@ -29,7 +36,14 @@ def _figure(width: float, height: float) -> tuple[Any, Any]:
     return figure, axes
 
 
-def _save(figure: Any, path: Path) -> None:
+def save_figure(figure: Any, path: Path) -> None:
+    """Write a figure, whole or not at all.
+
+    Raises
+    ------
+    UsageError
+        The name ends in no kind of picture.
+    """
     import io
 
     if path.suffix.lower() not in KINDS:
@@ -47,7 +61,7 @@ def plot_comparison(found: Comparison, path: Path) -> None:
     evaluated = any(row["evaluation"] for row in rows)
     names = list(dict.fromkeys(row["criterion"] for row in rows))
     goals = list(dict.fromkeys(row["budget"] for row in rows))
-    figure, axes = _figure(8, 1.2 + 0.38 * len(names))
+    figure, axes = figure_of(8, 1.2 + 0.38 * len(names))
     for at, goal in enumerate(goals):
         for row in rows:
             if row["budget"] != goal:
@@ -73,12 +87,12 @@ def plot_comparison(found: Comparison, path: Path) -> None:
     axes.set_title("hollow: as cut, filled: recovered", fontsize=9, color="0.35", loc="left")
     axes.grid(axis="x", alpha=0.25)
     figure.legend(frameon=False, loc="outside lower center", ncols=len(goals) + 1)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_sensitivity(found: Sensitivity, path: Path) -> None:
     """Divergence over the share removed, a line a group; the five most sensitive by name."""
-    figure, axes = _figure(8, 4.5)
+    figure, axes = figure_of(8, 4.5)
     ordered = sorted(found.curves, key=lambda curve: -curve.error[-1])
     for n, curve in enumerate(ordered):
         x = [count / curve.units for count in curve.removed]
@@ -93,4 +107,4 @@ def plot_sensitivity(found: Sensitivity, path: Path) -> None:
     axes.grid(alpha=0.25)
     if ordered:
         axes.legend(frameon=False, fontsize=8)
-    _save(figure, path)
+    save_figure(figure, path)

@@ -1,0 +1,80 @@
+"""OpenVINO on the CPU (extra ``graphprune[openvino]``)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from graphprune.backends.runtimes.base import Feed, LayerTime
+from graphprune.errors import ModelError, UsageError
+
+_WARM = 2
+#: A node whose bias became a step of its own keeps its name with this behind it.
+_SPLIT = "/WithoutBiases"
+#: Steps that only change how a tensor lies in memory.
+_LAYOUT = frozenset({"Reorder"})
+#: Entries of a profile that do nothing.
+_IDLE = frozenset({"Parameter", "Result", "Constant", "Input", "Output"})
+
+
+class OpenVinoEngine:
+    """A compiled model with one request."""
+
+    def __init__(self, request: Any) -> None:
+        self._request = request
+
+    def run(self, feed: Feed) -> None:
+        self._request.infer(dict(feed))
+
+    def close(self) -> None:
+        self._request = None
+
+
+class OpenVino:
+    """OpenVINO's CPU plug-in, for latency, in float32: other types would compare roundings, not models."""
+
+    name = "openvino"
+
+    def __init__(self) -> None:
+        try:
+            import openvino
+        except ImportError as error:
+            raise UsageError("--runtime openvino: it is not installed; pip install 'graphprune[openvino]'") from error
+        self._openvino: Any = openvino
+        self._core = openvino.Core()
+
+    @property
+    def version(self) -> str:
+        return str(self._openvino.__version__).split("-")[0]
+
+    @property
+    def device(self) -> str:
+        return "cpu"
+
+    def load(self, model: bytes | Path, threads: int) -> OpenVinoEngine:
+        return OpenVinoEngine(self._compile(model, threads, profiled=False).create_infer_request())
+
+    def profile(self, model: bytes | Path, feed: Feed, threads: int, runs: int) -> list[LayerTime]:
+        request = self._compile(model, threads, profiled=True).create_infer_request()
+        taken: dict[str, tuple[str, list[float]]] = {}
+        for run in range(_WARM + runs):
+            request.infer(dict(feed))
+            for info in request.profiling_info if run >= _WARM else ():
+                ms = info.real_time.total_seconds() * 1e3
+                if info.node_type not in _IDLE and ms > 0:
+                    taken.setdefault(info.node_name.removesuffix(_SPLIT), (str(info.node_type), []))[1].append(ms)
+        return [
+            LayerTime(name, op, float(np.median(times)), min(times), op in _LAYOUT) for name, (op, times) in taken.items()
+        ]
+
+    def _compile(self, model: bytes | Path, threads: int, *, profiled: bool) -> Any:
+        hints = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY",
+                 "INFERENCE_PRECISION_HINT": "f32", "PERF_COUNT": profiled}  # fmt: skip
+        try:
+            read = self._core.read_model(model if isinstance(model, bytes) else str(model))
+            return self._core.compile_model(read, "CPU", hints)
+        except RuntimeError as error:
+            what = "the model" if isinstance(model, bytes) else f"'{model}'"
+            raise ModelError(f"OpenVINO {self.version} cannot load {what}: {' '.join(str(error).split())[:400]}") from error
