@@ -424,6 +424,7 @@ def _finite(value: float | Mapping[str, float]) -> Any:
 
 def main() -> None:
     """Entry point; usage errors of click end with 2 as well."""
+    gc.set_threshold(50_000, 20, 100)  # graphs are many small objects that live to the end: look through them seldom
     try:
         cli(prog_name="graphprune")
     finally:

@@ -285,6 +285,8 @@ class Runner:
             options.add_session_config_entry("session.x64quantprecision", "1")
         options.log_severity_level = 4  # failures are raised; the runtime's own lines would double them
         options.use_deterministic_compute = True
+        # Threads that spin between operators take a core each from this program's own work, and from all others.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if self._threads is not None:
             options.intra_op_num_threads = self._threads
         # An arena keeps the largest activations of every piece, a second packed copy doubles the weights.
