@@ -1,4 +1,4 @@
-"""Time and peak memory of whole processes, side by side, interleaved, as ratios; and how analysis grows.
+"""Time (wall and CPU) and peak memory of whole processes, side by side, interleaved, as ratios; and how analysis grows.
 
     python benchmarks/speed.py resnet50.onnx [--runs 5]        # beside onnxsim and Torch-Pruning, where installed
     python benchmarks/speed.py --scale                         # 1M and 10M channels, 1k and 10k nodes
@@ -42,14 +42,14 @@ torch.save(module.state_dict(), sys.argv[2])
 """
 
 
-def measure(command: list[str]) -> tuple[float, float]:
-    """Wall seconds and peak MB of one process."""
+def measure(command: list[str]) -> tuple[float, float, float]:
+    """Wall seconds, CPU seconds (user and system) and peak MB of one process."""
     start = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         raise RuntimeError(f"{command[:4]} ended with status {status}")
-    return time.perf_counter() - start, usage.ru_maxrss / 1024
+    return time.perf_counter() - start, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
 
 
 def side_by_side(path: Path, runs: int) -> None:
@@ -63,7 +63,7 @@ def side_by_side(path: Path, runs: int) -> None:
             "onnxsim simplify + prune": [sys.executable, "-c", ONNXSIM, str(path), out],
             "Torch-Pruning": [sys.executable, "-c", TORCH_PRUNING, str(path), out, root],
         }  # fmt: skip
-        results: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
+        results: dict[str, list[tuple[float, float, float]]] = {name: [] for name in commands}
         for run in range(runs + 1):
             for name, command in commands.items():
                 try:
@@ -73,12 +73,14 @@ def side_by_side(path: Path, runs: int) -> None:
                     continue
                 if run:
                     results[name].append(figure)
-        ours = [seconds for seconds, _ in results["graphprune run --pass l1"]]
+        ours = results["graphprune run --pass l1"]
         for name, figures in results.items():
             if figures:
-                seconds = [s for s, _ in figures]
-                ratio = statistics.median(t / o for t, o in zip(seconds, ours, strict=False))
-                print(f"| {name} | {statistics.median(seconds):.2f} | {ratio:.2f} | {max(m for _, m in figures):.0f} |")
+                cells = []
+                for column in (0, 1):
+                    ratios = [theirs[column] / own[column] for theirs, own in zip(figures, ours, strict=False)]
+                    cells += [f"{statistics.median(f[column] for f in figures):.2f}", f"{statistics.median(ratios):.2f}"]
+                print(f"| {name} | {' | '.join(cells)} | {max(f[2] for f in figures):.0f} |")
 
 
 def chain(channels: int, width: int, batch: str | int = 1) -> onnx.ModelProto:
@@ -174,7 +176,7 @@ def main() -> None:
     if args.large:
         with tempfile.TemporaryDirectory() as folder:
             path = large(Path(folder))
-            seconds, peak = measure([sys.executable, "-m", "graphprune.cli", "run", str(path), "-o",
+            seconds, _, peak = measure([sys.executable, "-m", "graphprune.cli", "run", str(path), "-o",
                                      str(Path(folder) / "out.onnx"), "--rate", "0.5", "--scope", "group"])  # fmt: skip
             size = sum(p.stat().st_size for p in Path(folder).glob("large*")) / 1e9
             print(f"| {size:.2f} GB of external data, cut and proved | {seconds:.1f} s | {peak:.0f} MB |")

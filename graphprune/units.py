@@ -115,7 +115,7 @@ class Units:
         root = self._parent[ids]
         while True:
             up = self._parent[root]
-            if np.array_equal(up, root):
+            if (up == root).all():
                 break
             root = self._parent[up]
         self._parent[ids] = root

@@ -1,6 +1,7 @@
 """Every criterion on the trained networks, as cut, with batch norm re-estimated and with least squares, as a table and a plot.
 
     python -m benchmarks.recovery.criteria --nets resnet20 --plot docs/img/criteria.svg
+    python -m benchmarks.recovery.criteria --show           # tables of what is measured so far
 
 By ``graphprune compare`` (512 unlabelled training images, top-1 on the 10,000 test images): what is known is not computed again.
 One global threshold shares the budget among the layers, as the thesis and most papers do.
@@ -9,11 +10,12 @@ One global threshold shares the budget among the layers, as the thesis and most 
 from __future__ import annotations
 
 import argparse
+import itertools
 from pathlib import Path
 from typing import Any
 
-from benchmarks.recovery.files import CACHE, CALIBRATION, FORMS
-from graphprune.compare import Comparison, compare
+from benchmarks.recovery.files import CACHE, CALIBRATION, FORMS, note, read
+from graphprune.compare import compare
 from graphprune.executor import executor
 
 CRITERIA = (
@@ -23,61 +25,71 @@ CRITERIA = (
 NETS = ("resnet20", "mobilenetv2", "vgg16_slim", "densenet22", "resnet56")
 
 
-def measured(net: str, form: str, budgets: list[str], criteria: list[str], where: str) -> dict[str, Comparison]:
-    """Comparisons by the mode of recovery."""
-    out = {}
-    for mode in ("bn", "ls"):
-        print(f"{net}.{form}, recovery {mode}", flush=True)
-        out[mode] = compare(
-            CACHE / f"{net}.{form}.onnx", criteria, budgets=budgets, combine="parallel", recover=mode,  # type: ignore[arg-type]
-            evaluate="benchmarks.recovery.judge:top1", latency=False, executor=executor(where), allocate="global",
-            data=str(CACHE / f"train_{CALIBRATION}.npz"), samples=CALIBRATION,
-        )  # fmt: skip
-    return out
+#: What is measured, the cheapest to do without last: recovery by least squares gives the figure as cut too.
+MODES = ("ls", "bn")
+RESULTS = CACHE / "criteria.json"
 
 
-def figures(found: dict[str, Comparison]) -> list[dict[str, Any]]:
-    """Rows of one network: accuracies in per cent as cut and with each recovery."""
-    rows = []
-    for row, other in zip(found["ls"].rows, found["bn"].rows, strict=True):
-        if "failed" in row or "failed" in other:
-            continue
-        rows.append({
-            "criterion": row["criterion"], "budget": row["budget"], "macs": row["macs"],
-            "cut": 100 * row["evaluation"]["before"], "bn": 100 * other["evaluation"]["after"],
-            "ls": 100 * row["evaluation"]["after"], "spread": [100 * v for v in row.get("spread", [])],
-        })  # fmt: skip
-    return rows
+def measure(net: str, form: str, mode: str, budget: str, criteria: list[str], where: str) -> None:
+    """One network, budget and recovery by every criterion, noted in :data:`RESULTS` beside what is there."""
+    found = compare(
+        CACHE / f"{net}.{form}.onnx", criteria, budgets=[budget], combine="parallel", recover=mode,  # type: ignore[arg-type]
+        evaluate="benchmarks.recovery.judge:top1", latency=False, executor=executor(where), allocate="global",
+        data=str(CACHE / f"train_{CALIBRATION}.npz"), samples=CALIBRATION,
+    )  # fmt: skip
+    key = f"{net}/{form}/{budget}/{mode}"
+    rows = read(RESULTS).get(key, {}).get("rows", {})
+    for row in found.rows:
+        if "failed" not in row:
+            rows[row["criterion"]] = {
+                "macs": row["macs"], "cut": 100 * row["evaluation"]["before"], mode: 100 * row["evaluation"]["after"],
+                "spread": [100 * v for v in row.get("spread", [])], "seconds": round(row["seconds"], 1),
+            }  # fmt: skip
+    note(RESULTS, key, {"source": 100 * float(found.source["evaluation"]), "rows": rows})
 
 
-def table(net: str, source: float, rows: list[dict[str, Any]]) -> str:
-    """Markdown, the best first within a budget."""
-    lines = [f"{net}, source {source:.2f} %:", "", "| MACs kept | criterion | as cut | BN re-estimated | least squares |",
+def figures(results: dict[str, Any], net: str, form: str, budget: str) -> tuple[float, list[dict[str, Any]]]:
+    """The source's accuracy, and rows of one network and budget: per cent as cut and with each recovery that was measured."""
+    source, rows = 0.0, {}
+    for mode in MODES:
+        entry = results.get(f"{net}/{form}/{budget}/{mode}")
+        if entry is not None:
+            source = entry["source"]
+            for criterion, row in entry["rows"].items():
+                kept = {key: value for key, value in row.items() if mode == "ls" or key != "spread"}
+                rows.setdefault(criterion, {"criterion": criterion}).update(kept)
+    return source, sorted(rows.values(), key=lambda row: -row.get("ls", row.get("bn", 0)))
+
+
+def table(net: str, form: str, source: float, rows: list[dict[str, Any]]) -> str:
+    """Markdown, the best first; a dash for what was not measured."""
+    kept = "batch norm kept" if form == "bn" else "batch norm folded"
+    lines = [f"{net}, {kept}, source {source:.2f} %:", "", "| MACs kept | criterion | as cut | BN re-estimated | least squares |",
              "| --- | --- | --- | --- | --- |"]  # fmt: skip
-    for budget in dict.fromkeys(row["budget"] for row in rows):
-        for row in sorted((r for r in rows if r["budget"] == budget), key=lambda r: -r["ls"]):
-            spread = " ({:.1f} to {:.1f})".format(*row["spread"]) if row["spread"] else ""
-            lines.append(f"| {row['macs']:.2f} | {row['criterion']} | {row['cut']:.1f} | {row['bn']:.1f} | {row['ls']:.1f}{spread} |")
+    for row in rows:
+        cells = [f"{row[key]:.1f}" if key in row else "-" for key in ("cut", "bn", "ls")]
+        spread = " ({:.1f} to {:.1f})".format(*row["spread"]) if row.get("spread") else ""
+        lines.append(f"| {row['macs']:.2f} | {row['criterion']} | {' | '.join(cells)}{spread} |")
     return "\n".join(lines)
 
 
-def plot(path: Path, found: dict[str, tuple[float, list[dict[str, Any]]]]) -> None:
-    """A panel a network at its first budget: as cut, with batch norm re-estimated, with least squares."""
+def plot(path: Path, panels: dict[str, tuple[float, list[dict[str, Any]]]]) -> None:
+    """A panel a network: as cut, with batch norm re-estimated, with least squares."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.2 * len(found), 5.2), layout="constrained")
-    panels = figure.subplots(1, len(found), squeeze=False)[0]
-    for axes, (net, (source, rows)) in zip(panels, found.items(), strict=True):
-        first = [row for row in rows if row["budget"] == rows[0]["budget"]]
-        first.sort(key=lambda row: row["ls"])
+    figure = Figure(figsize=(3.6 * len(panels), 5.2), layout="constrained")
+    drawn = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axes, (title, (source, rows)) in zip(drawn, panels.items(), strict=True):
+        rows = rows[::-1]
         for key, colour, label in (("cut", "tab:red", "as cut"), ("bn", "tab:orange", "BN re-estimated"), ("ls", "tab:green", "least squares")):
-            axes.plot([row[key] for row in first], range(len(first)), "o", color=colour, label=label)
+            points = [(row[key], at) for at, row in enumerate(rows) if key in row]
+            axes.plot([x for x, _ in points], [y for _, y in points], "o", color=colour, label=label)
         axes.axvline(source, color="0.4", linestyle=":", label="source")
-        axes.set_yticks(range(len(first)), [row["criterion"] for row in first], fontsize=8)
-        axes.set_title(f"{net}, {first[0]['macs']:.0%} of MACs", fontsize=10)
+        axes.set_yticks(range(len(rows)), [row["criterion"] for row in rows], fontsize=8)
+        axes.set_title(title, fontsize=10)
         axes.set_xlabel("top-1, per cent")
         axes.grid(axis="x", alpha=0.25)
-    handles, labels = panels[0].get_legend_handles_labels()
+    handles, labels = drawn[0].get_legend_handles_labels()
     figure.legend(handles, labels, frameon=False, fontsize=9, loc="outside lower center", ncols=4)
     figure.savefig(path)
 
@@ -89,17 +101,23 @@ def main() -> None:
     parser.add_argument("--form", default="bn", choices=FORMS)
     parser.add_argument("--budgets", nargs="+", default=["macs=0.5", "macs=0.35"])
     parser.add_argument("--criteria", nargs="+", default=list(CRITERIA))
+    parser.add_argument("--modes", nargs="+", default=MODES, choices=MODES)
     parser.add_argument("--executor", default="processes")
-    parser.add_argument("--plot", type=Path)
+    parser.add_argument("--show", action="store_true", help="only show what is measured")
+    parser.add_argument("--plot", type=Path, help="draw the first budget")
     options = parser.parse_args()
-    found: dict[str, tuple[float, list[dict[str, Any]]]] = {}
-    for net in options.nets:
-        comparisons = measured(net, options.form, options.budgets, options.criteria, options.executor)
-        source = 100 * float(comparisons["ls"].source["evaluation"])
-        found[net] = source, figures(comparisons)
-        print(table(net, *found[net]), flush=True)
+    for net, budget, mode in [] if options.show else itertools.product(options.nets, options.budgets, options.modes):
+        print(f"{net}.{options.form} {budget}, recovery {mode}", flush=True)
+        measure(net, options.form, mode, budget, options.criteria, options.executor)
+    results, panels = read(RESULTS), {}
+    for net, budget in itertools.product(options.nets, options.budgets):
+        source, rows = figures(results, net, options.form, budget)
+        if rows:
+            print(f"{table(net, options.form, source, rows)}\n", flush=True)
+            if budget == options.budgets[0]:
+                panels[f"{net}, {budget.partition('=')[2]} of the MACs"] = source, rows
     if options.plot is not None:
-        plot(options.plot, found)
+        plot(options.plot, panels)
 
 
 if __name__ == "__main__":
