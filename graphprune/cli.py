@@ -19,6 +19,7 @@ import click
 
 from graphprune import __version__
 from graphprune.cli_bench import bench
+from graphprune.cli_build import build, devices
 from graphprune.errors import GraphPruneError
 
 if TYPE_CHECKING:
@@ -105,6 +106,10 @@ def cli(debug: bool) -> None:
     \b
     graphprune run model.onnx --pass entropy --rate 0.5
     """
+
+
+cli.add_command(build)
+cli.add_command(devices)
 
 
 def _shape_option(command: Callable[..., Any]) -> Callable[..., Any]:

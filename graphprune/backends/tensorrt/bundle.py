@@ -1,0 +1,341 @@
+"""The bundle: a folder with all that a device needs to build, time and check a network; whole or not there at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from graphprune import __version__
+from graphprune.backends import onnx as writer
+from graphprune.backends.ort import Runner
+from graphprune.backends.tensorrt import command
+from graphprune.backends.tensorrt.calibration_cache import cache_text, scales
+from graphprune.backends.tensorrt.checking import verdicts_of
+from graphprune.backends.tensorrt.engine import build_engine, why_not_here
+from graphprune.backends.tensorrt.lowering import Lowered, lower
+from graphprune.backends.tensorrt.proof import fed, prove, samples
+from graphprune.backends.tensorrt.readme import build_sh, readme, run_sh
+from graphprune.backends.tensorrt.references import TOLERANCE, Stored, store
+from graphprune.backends.tensorrt.verdicts import Verdict, refuse_unsupported
+from graphprune.devices import Target
+from graphprune.errors import OutputError, UsageError
+from graphprune.frontends.onnx import load
+from graphprune.inputs import Feed
+
+SCHEMA = 1
+BUNDLE = "bundle.json"
+#: Inputs that prove a lowering, and that calibrate INT8.
+PROOF_SAMPLES, CALIBRATION_SAMPLES = 2, 32
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Built:
+    """A finished bundle.
+
+    Attributes
+    ----------
+    folder : Path
+    verdicts : list of Verdict
+    proof : dict
+        See `graphprune.backends.tensorrt.proof.prove`.
+    engine : str
+        What became of the engine: where it is, or why none was built.
+    """
+
+    folder: Path
+    target: Target
+    verdicts: list[Verdict]
+    proof: dict[str, Any]
+    engine: str
+    notes: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """For machines."""
+        return {
+            "folder": str(self.folder), "target": str(self.target), "verdicts": [v.to_json() for v in self.verdicts],
+            "proof": self.proof, "engine": self.engine, "notes": self.notes,
+        }  # fmt: skip
+
+
+def build(
+    source: Any,
+    target: Target,
+    output: str | Path,
+    *,
+    data: str | Path | None = None,
+    shapes: Shapes | None = None,
+    min_shapes: Shapes | None = None,
+    max_shapes: Shapes | None = None,
+    raw_heads: bool = False,
+    samples_count: int | None = None,
+    seed: int = 0,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    progress: Callable[[str, float], None] = lambda _what, _share: None,
+) -> Built:
+    """Check, lower, prove and bundle a model for a device.
+
+    Parameters
+    ----------
+    source
+        An ``.onnx`` path, a ModelProto or an onnx_ir model; never changed.
+    target
+        See `graphprune.devices.resolve`.
+    output
+        Folder to make. One that is there already is replaced only if it is a bundle.
+    data
+        Calibration data for INT8, and the stored reference inputs; synthetic ones without.
+    shapes, min_shapes, max_shapes
+        Sizes of dynamic inputs: what the engine is best at, least and most; the last two default to the first.
+    raw_heads
+        Cut detection tails off at boxes and scores.
+
+    Returns
+    -------
+    Built
+
+    Raises
+    ------
+    UnsupportedError
+        Nodes that the target cannot run.
+    VerificationError
+        The lowered model differs from its source.
+    OutputError
+        The folder cannot be made.
+    """
+    folder = check_folder(output)
+    progress("lowering", 0.0)
+    model = load(source).model
+    lowered = lower(model, target, raw_heads=raw_heads)
+    verdicts = verdicts_of(lowered, shapes or {})
+    refuse_unsupported(verdicts, target)
+    explicit = check_quantised(lowered)
+    calibrates = target.precision in ("int8", "best") and not explicit
+    progress("proving", 0.3)
+    count = samples_count or (CALIBRATION_SAMPLES if calibrates else PROOF_SAMPLES)
+    found = samples(model, n=count, shapes=shapes or {}, data=data, seed=seed, mean=mean, std=std)
+    feeds = list(found)
+    proof = prove(model, lowered, feeds[:PROOF_SAMPLES])
+    profile = profile_of(lowered.model, feeds[0], min_shapes or {}, max_shapes or {})
+    notes = []
+    if data is None:
+        notes.append("inputs are synthetic: give --data, so that references and INT8 scales are of real ones")
+    cache = None
+    if calibrates:
+        progress("calibrating", 0.5)
+        cache = cache_text(scales(lowered.model, (fed(lowered.model, feed) for feed in feeds)), target.tensorrt)
+        if target.tensorrt >= (10, 1) and target.dla is None:
+            notes.append(
+                "calibration caches are deprecated from TensorRT 10.1: QuantizeLinear and DequantizeLinear last longer"
+            )
+    progress("writing", 0.8)
+    staged = _staging(folder)
+    try:
+        engine = _fill(staged, lowered, verdicts, proof, profile, feeds[0], explicit, cache, notes)
+        _publish(staged, folder)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+    return Built(folder, target, verdicts, proof, engine, notes)
+
+
+def check_folder(output: str | Path) -> Path:
+    """The folder to make, checked before the work that leads to it.
+
+    Raises
+    ------
+    OutputError
+        It is a file, or a folder that is no bundle, or lies in no folder.
+    """
+    folder = Path(output)
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"cannot write '{folder}': it is a file, name a folder")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / BUNDLE).is_file():
+        raise OutputError(f"cannot write '{folder}': it holds other files and is no bundle; name a new folder")
+    if not folder.resolve().parent.is_dir():
+        raise OutputError(
+            f"cannot write '{folder}': the folder '{folder.resolve().parent}' does not exist, create it first"
+        )
+    return folder
+
+
+def check_quantised(lowered: Lowered) -> bool:
+    """Whether the model holds Q/DQ; refused where the target cannot run it."""
+    target = lowered.target
+    found = any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in lowered.model.graph.all_nodes())
+    if found and not target.device.int8:
+        raise UsageError(
+            f"the model is quantised (QuantizeLinear, DequantizeLinear), and {target.device.title} has no INT8 worth the "
+            "name: build the floating-point model with --precision fp16"
+        )
+    if found and target.dla is not None:
+        raise UsageError(
+            "the model is quantised by QuantizeLinear and DequantizeLinear, which the DLA does not take: build the "
+            "floating-point model with --precision int8, which makes a calibration cache"
+        )
+    return found
+
+
+def profile_of(model: ir.Model, feed: Feed, least: Shapes, most: Shapes) -> command.Profile:
+    """Sizes of the dynamic inputs.
+
+    Raises
+    ------
+    UsageError
+        A least size above the best, or a most below it.
+    """
+    dynamic = [
+        str(v.name) for v in model.graph.inputs if not v.is_initializer() and not (v.shape and v.shape.is_static())
+    ]
+    best = {name: tuple(feed[name].shape) for name in dynamic}
+    for given in (least, most):
+        for name in given:
+            if name not in best:
+                raise UsageError(f"'{name}' is no dynamic input of the model; those are {', '.join(dynamic) or 'none'}")
+    low = {name: tuple(least.get(name, shape)) for name, shape in best.items()}
+    high = {name: tuple(most.get(name, shape)) for name, shape in best.items()}
+    for name, shape in best.items():
+        if not len(low[name]) == len(high[name]) == len(shape):
+            raise UsageError(f"input '{name}' has rank {len(shape)}: give as many sizes in --min-shape and --max-shape")
+        if any(not a <= b <= c for a, b, c in zip(low[name], shape, high[name], strict=True)):
+            raise UsageError(
+                f"input '{name}': --min-shape {low[name]}, --shape {shape} and --max-shape {high[name]} do not grow"
+            )
+    return command.Profile(low, best, high)
+
+
+def _staging(folder: Path) -> Path:
+    staged = folder.resolve().with_name(f".{folder.resolve().name[:100]}.{secrets.token_hex(6)}.tmp")
+    try:
+        staged.mkdir()
+        (staged / "references").mkdir()
+    except OSError as error:
+        raise OutputError(f"cannot write '{folder}': {error.strerror}") from error
+    return staged
+
+
+def _publish(staged: Path, folder: Path) -> None:
+    """Give the staged folder its name; an older bundle stays until the new one stands."""
+    final = folder.resolve()
+    old = staged.with_suffix(".old")
+    try:
+        if final.exists():
+            final.rename(old)
+        try:
+            staged.rename(final)
+        except OSError:
+            with suppress(OSError):
+                old.rename(final)
+            raise
+    except OSError as error:
+        raise OutputError(f"cannot write '{folder}': {error.strerror}; nothing was written") from error
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _fill(
+    staged: Path, lowered: Lowered, verdicts: list[Verdict], proof: dict[str, Any], profile: command.Profile, feed: Feed,
+    explicit: bool, cache: str | None, notes: list[str],
+) -> str:  # fmt: skip
+    target = lowered.target
+    files = writer.save(lowered.model, staged / command.MODEL)
+    inputs = store(fed(lowered.model, feed), "input", target)
+    outputs = store(_reference(lowered, feed), "output", target)
+    for stored in (*inputs, *outputs):
+        (staged / stored.file).write_bytes(stored.data)
+    if cache is not None:
+        (staged / command.CALIBRATION).write_text(cache)
+    engine = _engine(staged, lowered, profile, explicit, cache)
+    description = _description(
+        lowered, verdicts, proof, profile, inputs, outputs, explicit, cache is not None, files, notes
+    )
+    if not target.rtx:
+        calls = description["commands"]
+        (staged / "check.py").write_text(
+            resources.files("graphprune.backends.tensorrt.device").joinpath("check.py").read_text(encoding="utf-8")
+        )
+        for name, text in (("build.sh", build_sh(calls["build"])), ("run.sh", run_sh())):
+            (staged / name).write_text(text)
+            (staged / name).chmod(0o755)
+    (staged / BUNDLE).write_text(json.dumps(description, indent=1) + "\n")
+    (staged / "README.md").write_text(readme(description, verdicts, str(target), engine))
+    return engine
+
+
+def _reference(lowered: Lowered, feed: Feed) -> dict[str, Any]:
+    """What ONNX Runtime gives for the outputs that no plugin makes."""
+    plugin = {v for node in lowered.model.graph if node.domain not in ("", "ai.onnx") for v in node.outputs}
+    names = [str(v.name) for v in lowered.model.graph.outputs if v not in plugin]
+    return dict(Runner(lowered.model, outputs=names).run(fed(lowered.model, feed))) if names else {}
+
+
+def _engine(staged: Path, lowered: Lowered, profile: command.Profile, explicit: bool, cache: str | None) -> str:
+    reason = why_not_here(lowered.target)
+    if reason:
+        return f"no engine was built: {reason}"
+    data = build_engine(
+        staged / command.MODEL,
+        lowered.target,
+        profile,
+        explicit=explicit,
+        cache=None if cache is None else cache.encode(),
+    )
+    (staged / command.ENGINE).write_bytes(data)
+    return f"engine built in process: {command.ENGINE}"
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _description(
+    lowered: Lowered, verdicts: list[Verdict], proof: dict[str, Any], profile: command.Profile, inputs: list[Stored],
+    outputs: list[Stored], explicit: bool, calibrated: bool, files: list[Path], notes: list[str],
+) -> dict[str, Any]:  # fmt: skip
+    target = lowered.target
+    data = [{"file": path.name, "sha256": _sha256(path)} for path in files]
+    counts = {status: sum(v.status == status for v in verdicts) for status in ("ok", "lowered", "unsupported")}
+    found = {
+        "schema": SCHEMA,
+        "graphprune": __version__,
+        "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "target": {
+            "device": target.device.name, "jetpack": target.jetpack.jetpack if target.jetpack else None,
+            "tensorrt": ".".join(map(str, target.tensorrt)), "precision": target.precision, "dla": target.dla,
+        },
+        "model": {**data[0], "data": data[1:], "opset": lowered.model.graph.opset_imports[""]},
+        "profile": {"min": profile.least, "opt": profile.best, "max": profile.most},
+        "inputs": [one.to_json() for one in inputs],
+        "outputs": [one.to_json() for one in outputs],
+        "unchecked": [str(v.name) for v in lowered.model.graph.outputs if str(v.name) not in {o.name for o in outputs}],
+        "tolerance": TOLERANCE[target.precision],
+        "proof": proof,
+        "nodes": counts,
+        "notes": notes,
+    }  # fmt: skip
+    if not target.rtx:
+        names = {one.name: one.file for one in inputs}
+        found["commands"] = {
+            "build": command.build_command(target, profile, explicit=explicit, calibrated=calibrated),
+            "time": command.time_command(target, profile),
+            "profile": command.profile_command(target, profile),
+            "outputs": command.outputs_command(target, profile, names),
+        }
+    return found
+
+
+__all__ = ["Built", "build", "check_folder", "profile_of"]

@@ -1,0 +1,105 @@
+"""The proof of a lowering: source and lowered model give the same outputs in ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from graphprune import data as loading
+from graphprune.backends.ort import Runner
+from graphprune.backends.tensorrt.lowering import Lowered, is_valid
+from graphprune.calibration import input_specs, vocabulary
+from graphprune.errors import GraphPruneError, VerificationError
+from graphprune.inputs import Feed, Hints, Samples
+from graphprune.passes.verify import relative_error, tolerance_of, value_names
+from graphprune.shapes import infer, probe_inputs
+
+
+def samples(
+    model: ir.Model, *, n: int, shapes: Mapping[str, tuple[int, ...]], data: str | Path | None = None, seed: int = 0,
+    mean: Sequence[float] | None = None, std: Sequence[float] | None = None,
+) -> Samples:  # fmt: skip
+    """Inputs to run a model on: the user's data, or synthetic ones."""
+    specs = input_specs(model)
+    sizes = probe_inputs(model, shapes)
+    hints = Hints(limits=vocabulary(model, infer(model, sizes)))
+    if data is not None:
+        return loading.load(data, specs, n=n, shapes=dict(shapes), seed=seed, hints=hints, mean=mean, std=std)
+    return loading.synthetic(specs, n, seed, sizes, hints)
+
+
+def fed(model: ir.Model, feed: Feed) -> Feed:
+    """A feed in the lowered model's element types."""
+    types = {str(v.name): v.dtype for v in model.graph.inputs}
+    found: Feed = {}
+    for name, array in feed.items():
+        dtype = types.get(name)
+        found[name] = array if dtype is None or dtype == ir.DataType.STRING else array.astype(dtype.numpy(), copy=False)
+    return found
+
+
+def compared(source: ir.Model, lowered: Lowered) -> list[str]:
+    """Names of the values that both models have and that decide: outputs, and the heads before a plugin."""
+    there = {str(v.name) for v in source.graph.outputs} | value_names(source)
+    names = [str(v.name) for v in lowered.model.graph.outputs if str(v.name) in there]
+    return list(dict.fromkeys([*names, *(name for name in lowered.heads if name in there)]))
+
+
+def prove(source: ir.Model, lowered: Lowered, feeds: Sequence[Feed]) -> dict[str, Any]:
+    """Compare a lowered model with its source.
+
+    Returns
+    -------
+    dict
+        ``max_rel_error`` (of an output's maximum), ``tolerance``, ``samples``, ``compared`` (names).
+
+    Raises
+    ------
+    VerificationError
+        They differ, or the lowered model is not valid or does not run; the message names the first value that differs.
+    """
+    if not lowered.model.graph.opset_imports.get("TRT") and (text := is_valid(lowered.model)):
+        raise VerificationError(f"the lowered model is not valid ONNX: {text}. Nothing was written")
+    names = compared(source, lowered)
+    if not names:
+        raise VerificationError("the lowered model has no output of the source left to compare. Nothing was written")
+    left = [Runner(source, outputs=names).run(feed) for feed in feeds]
+    runner = Runner(lowered.model, outputs=names)
+    try:
+        right = [runner.run(fed(lowered.model, feed)) for feed in feeds]
+    except GraphPruneError as error:
+        raise VerificationError(f"the lowered model does not run: {error}. Nothing was written") from error
+    allowed = tolerance_of(source)
+    worst, where = 0.0, names[0]
+    for a, b in zip(left, right, strict=True):
+        for name in names:
+            found = relative_error(_alike(a[name], b[name]), b[name])
+            if not found <= worst:
+                worst, where = found, name
+    if not worst <= allowed:
+        first = _first_difference(source, lowered, feeds[0], allowed)
+        raise VerificationError(
+            f"the lowered model differs from its source by {worst:.2g} of the maximum of '{where}' (allowed {allowed:g})"
+            + (f", first at '{first}'" if first else "")
+            + ". Nothing was written"
+        )
+    return {"max_rel_error": worst, "tolerance": allowed, "samples": len(feeds), "compared": names}
+
+
+def _alike(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    return a.astype(b.dtype) if a.dtype == np.float64 and b.dtype == np.float32 else a
+
+
+def _first_difference(source: ir.Model, lowered: Lowered, feed: Feed, allowed: float) -> str:
+    present = value_names(lowered.model)
+    names = [str(v.name) for node in source.graph for v in node.outputs if str(v.name) in present]
+    try:
+        a = Runner(source, outputs=names).run(feed)
+        b = Runner(lowered.model, outputs=names).run(fed(lowered.model, feed))
+    except GraphPruneError:
+        return ""
+    return next((n for n in names if relative_error(_alike(a[n], b[n]), b[n]) > allowed), "")
