@@ -108,10 +108,6 @@ def cli(debug: bool) -> None:
     """
 
 
-cli.add_command(build)
-cli.add_command(devices)
-
-
 def _shape_option(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option(
         "--shape", "shapes", multiple=True, metavar="NAME=1x3x224x224",
@@ -335,6 +331,8 @@ def passes(as_json: bool) -> None:
 
 
 cli.add_command(bench)
+cli.add_command(build)
+cli.add_command(devices)
 
 
 def _numbers(name: str, text: str | None) -> tuple[float, ...] | None:

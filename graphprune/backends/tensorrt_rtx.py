@@ -146,7 +146,7 @@ def _run(model: str, shapes: Mapping[str, Sequence[int]]) -> Found:
     started = time.monotonic()
     lines: list[str] = []
 
-    class Logger(trt.ILogger):  # type: ignore[misc]
+    class Logger(trt.ILogger):
         """Keeps what the builder says of its layers."""
 
         def __init__(self) -> None:
