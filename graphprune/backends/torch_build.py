@@ -1,0 +1,581 @@
+"""Build a ``torch.fx`` graph from an ONNX graph, node by node.
+
+A `Builder` holds what is known of every value: its node in the fx graph, the constant it is, or the integers it is
+(`graphprune.backends.torch_ops.host`). A `Call` is what a lowering in `graphprune.backends.torch_ops` sees of one node.
+"""
+
+from __future__ import annotations
+
+import keyword
+import operator
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+import torch
+from torch import fx, nn
+
+from graphprune.backends.torch_ops import host as hosts
+from graphprune.backends.torch_ops.dtypes import TORCH, from_numpy, readable, torch_dtype
+from graphprune.backends.torch_ops.registry import LOWERINGS
+from graphprune.backends.torch_state import State, place
+from graphprune.errors import GraphPruneError, ModelError
+from graphprune.evaluate import evaluate
+
+Array = npt.NDArray[Any]
+
+_FOLD_INPUT, _FOLD_OUTPUT = 1 << 20, 1 << 22
+_HOST_LENGTH = 4096
+_HOST_TYPES = (np.dtype(np.int64), np.dtype(np.int32), np.dtype(np.bool_))
+_STACK = "pkg.torch.onnx.stack_trace"
+# Constants stay what the file holds where they are weights in disguise, or differ from run to run.
+_NEVER_FOLDED = frozenset({"DequantizeLinear", "QuantizeLinear", "DynamicQuantizeLinear", "If", "Loop", "Scan"})
+
+
+@dataclass
+class Val:
+    """What is known of one ONNX value: at least one of ``node``, ``host`` and ``array``."""
+
+    node: Any = None
+    host: fx.Node | None = None
+    array: Array | None = None
+    source: ir.Value | None = None
+    rank: int = 0
+    length: int | None = None
+    dtype: torch.dtype = torch.int64
+    name: str = ""
+
+
+@dataclass
+class Shared:
+    """What the builders of a graph and of its bodies have in common."""
+
+    state: State
+    opsets: Mapping[str, int]
+
+
+@dataclass
+class Builder:
+    """One graph under construction.
+
+    Attributes
+    ----------
+    shared
+        State and opsets, one for the whole model.
+    root
+        The module that owns submodules of this graph: control flow, normalisation in train mode.
+    graph
+        The fx graph.
+    """
+
+    shared: Shared
+    root: nn.Module
+    graph: fx.Graph = field(default_factory=fx.Graph)
+    outer: Builder | None = None
+    values: dict[ir.Value, Val] = field(default_factory=dict)
+    captured: list[ir.Value] = field(default_factory=list)
+    placeholders: dict[str, fx.Node] = field(default_factory=dict)
+    anchor: fx.Node | None = None
+    modules: int = 0
+    current: ir.Node | None = None
+
+    # -- values
+
+    def val(self, value: ir.Value) -> Val:
+        """Return what is known of a value; initializers are looked up when they are first needed."""
+        found = self.values.get(value)
+        if found is None:
+            if self.outer is not None:
+                found = self._capture(value)
+            elif value.const_value is None:
+                raise ModelError(f"the value '{value.name}' is used before it is computed: sort the nodes of the model")
+            elif self.shared.state.trained(value):
+                found = Val(self.get_attr(self.shared.state.attribute(value)), name=value.name or "")
+            else:
+                array = readable(value)
+                found = Val(array=array, rank=array.ndim, source=value, name=value.name or "")
+            self.values[value] = found
+        return found
+
+    def _capture(self, value: ir.Value) -> Val:
+        """Take a value of the graph around a body as a further input; constants are taken over as they are."""
+        assert self.outer is not None
+        outside = self.outer.val(value)
+        if outside.array is not None:
+            return Val(array=outside.array, rank=outside.rank, source=None, name=outside.name)
+        self.captured.append(value)
+        node = self.placeholder(outside.name or "outer")
+        if outside.host is not None and outside.node is None:
+            return Val(host=node, rank=outside.rank, length=outside.length, dtype=outside.dtype, name=outside.name)
+        node.meta["tensor"] = True
+        return Val(node, name=outside.name)
+
+    def placeholder(self, name: str) -> fx.Node:
+        """Add an input after those that are there."""
+        clean = re.sub(r"\W", "_", name) or "x"
+        if not clean.isidentifier() or keyword.iskeyword(clean) or clean in ("self", "forward"):
+            clean = f"x_{clean}"
+        base, count = clean, 1
+        while clean in self.placeholders:
+            clean, count = f"{base}_{count}", count + 1
+        after = [node for node in self.graph.nodes if node.op == "placeholder"]
+        first = next(iter(self.graph.nodes), None)
+        if after:
+            with self.graph.inserting_after(after[-1]):
+                node = self.graph.placeholder(clean)
+        elif first is not None:
+            with self.graph.inserting_before(first):
+                node = self.graph.placeholder(clean)
+        else:
+            node = self.graph.placeholder(clean)
+        self.placeholders[clean] = node
+        return node
+
+    def get_attr(self, target: str) -> fx.Node:
+        """Return the node that reads a parameter or buffer of the module."""
+        return self.graph.create_node("get_attr", target)
+
+    def tensor(self, value: ir.Value) -> Any:
+        """Return the fx node of a value as a tensor."""
+        found = self.val(value)
+        if found.node is None:
+            if found.host is not None:
+                found.node = self.emit(hosts.to_tensor, found.host, found.dtype, self.device())
+            elif found.source is not None and self.outer is None:
+                found.node = self.get_attr(self.shared.state.attribute(found.source))
+            else:
+                assert found.array is not None
+                state = self.shared.state if self.outer is None else State(self.root, copy=True, trainable=())
+                path = state.free(found.name or "constant")
+                place(self.root, path, from_numpy(found.array, copy=True))
+                found.node = self.get_attr(path)
+        return found.node
+
+    def device(self) -> fx.Node | None:
+        """Return a tensor node that tells the device to make new tensors on."""
+        if self.anchor is None:
+            for node in self.graph.nodes:
+                if node.op == "get_attr" or (node.op == "placeholder" and node.meta.get("tensor")):
+                    self.anchor = node
+                    break
+        return self.anchor
+
+    def hostable(self, value: ir.Value | None) -> bool:
+        """Whether a value is integers on the host, or a constant that can be."""
+        if value is None:
+            return True
+        found = self.val(value)
+        return found.host is not None or _is_host(found.array)
+
+    # -- nodes
+
+    def emit(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
+        """Append a call of a function."""
+        node = self.graph.call_function(function, args, kwargs)
+        self.describe(node)
+        return node
+
+    def emit_module(self, module: nn.Module, name: str, *args: Any) -> fx.Node:
+        """Append a call of a submodule, which is added under a name of its own."""
+        path = f"{name}_{self.modules}"
+        while hasattr(self.root, path):
+            path += "_"
+        self.modules += 1
+        self.root.add_module(path, module)
+        node = self.graph.call_module(path, args)
+        self.describe(node)
+        return node
+
+    def describe(self, node: fx.Node) -> None:
+        """Note on an fx node which ONNX node, and which line of the user's code, it comes from."""
+        if self.current is not None:
+            node.meta["onnx"] = self.current.name or self.current.op_type
+            if _STACK in self.current.metadata_props:
+                node.stack_trace = self.current.metadata_props[_STACK]
+
+    def prune(self) -> None:
+        """Drop what nobody uses."""
+        for node in reversed(self.graph.nodes):
+            if not node.users and node.op not in ("placeholder", "output"):
+                self.graph.erase_node(node)
+
+    # -- ONNX nodes
+
+    def run(self, graph: ir.Graph) -> None:
+        """Lower all nodes of a graph."""
+        for node in graph:
+            self.current = node
+            self.lower(node)
+        self.current = None
+
+    def lower(self, node: ir.Node) -> None:
+        """Lower one node."""
+        if self.fold(node):
+            return
+        call = Call(self, node)
+        if self.on_host(call):
+            return
+        lowering = LOWERINGS.get(call.op)
+        if lowering is None:
+            raise unknown(node)
+        try:
+            result = lowering(call)
+        except GraphPruneError:
+            raise
+        except (IndexError, KeyError, TypeError, ValueError, AssertionError, NotImplementedError) as error:
+            raise ModelError(f"{label(node)} cannot become torch: {error or type(error).__name__}") from error
+        outputs = [result] if not isinstance(result, (list, tuple)) else list(result)
+        for value, made in zip(node.outputs, outputs, strict=False):
+            if isinstance(made, Val):
+                self.values[value] = made
+            elif made is not None:
+                self.values[value] = Val(node=made, name=value.name or "")
+                if isinstance(made, fx.Node) and value.shape is not None:
+                    made.meta.setdefault("rank", len(value.shape))
+
+    def fold(self, node: ir.Node) -> bool:
+        """Compute a node of constants now; whether that was possible."""
+        if node.op_type in _NEVER_FOLDED or (not node.inputs and node.op_type != "Constant"):
+            return False
+        arrays: list[Array | None] = []
+        for value in node.inputs:
+            array = None if value is None else self.val(value).array
+            if value is not None and array is None:
+                return False
+            arrays.append(array)
+        if sum(a.size for a in arrays if a is not None) > _FOLD_INPUT:
+            return False
+        if node.op_type in ("ConstantOfShape", "Expand", "Tile", "Range", "OneHot", "EyeLike"):
+            return self._fold_small(node, arrays)
+        return self._set(node, evaluate(node, arrays, self.shared.opsets))
+
+    def _fold_small(self, node: ir.Node, arrays: list[Array | None]) -> bool:
+        target = arrays[-1] if node.op_type != "ConstantOfShape" else arrays[0]
+        if target is None or node.op_type in ("Tile", "Range", "OneHot", "EyeLike"):
+            return self._set(node, evaluate(node, arrays, self.shared.opsets)) if _small(arrays) else False
+        if float(np.prod(target.astype(np.float64))) > _FOLD_OUTPUT:
+            return False
+        return self._set(node, evaluate(node, arrays, self.shared.opsets))
+
+    def _set(self, node: ir.Node, results: Sequence[Array | None] | None) -> bool:
+        if results is None or any(not isinstance(r, np.ndarray) or r.size > _FOLD_OUTPUT for r in results):
+            return False
+        for value, array in zip(node.outputs, results, strict=False):
+            assert array is not None
+            if array.dtype.kind in "OUST":
+                return False
+            if value.dtype is not None and value.dtype in TORCH:
+                array = array.astype(value.dtype.numpy(), copy=False)
+            self.values[value] = Val(array=array, rank=array.ndim, name=value.name or "")
+        return True
+
+    def on_host(self, call: Call) -> bool:
+        """Lower a node to arithmetic on Python integers; whether that was possible."""
+        node = call.node
+        if node.domain or (not all(self.hostable(v) for v in node.inputs) and node.op_type not in ("Shape", "Size")):
+            return False
+        if node.op_type in ("Shape", "Size"):
+            answer = self._sizes(call)
+        else:
+            if node.op_type == "Split":
+                return self._split_host(call)
+            rule = hosts.HOST.get(node.op_type)
+            if rule is None or not any(v is not None and self.val(v).host is not None for v in node.inputs):
+                return False
+            answer = rule(call)
+        if answer is None:
+            return False
+        function, args, rank = answer[:3]
+        length = answer[3] if len(answer) > 3 else None
+        dtype = call.host_dtype()
+        made = self.emit(function, *args)
+        self.values[node.outputs[0]] = Val(
+            host=made, rank=rank, length=length, dtype=dtype, name=node.outputs[0].name or ""
+        )
+        return True
+
+    def _sizes(self, call: Call) -> tuple[Any, ...] | None:
+        source = call.node.inputs[0]
+        assert source is not None
+        start, end = call.attr("start", 0), call.attr("end", None)
+        found = self.val(source)
+        if found.host is not None and call.node.op_type == "Size":
+            return hosts.size_of_host, (found.host,), 0
+        if found.host is not None:
+            return hosts.shape_of_host, (found.host, int(start), end), 1, len(range(found.rank)[start:end])
+        x = self.tensor(source)
+        if call.node.op_type == "Size":
+            return hosts.size, (x,), 0
+        rank = None if source.shape is None else len(source.shape)
+        length = None if rank is None else len(range(rank)[start:end])
+        return hosts.shape, (x, int(start), None if end is None else int(end)), 1, length
+
+    def _split_host(self, call: Call) -> bool:
+        first = call.node.inputs[0]
+        sizes = call.const_ints(1, "split")
+        if first is None or sizes is None or self.val(first).host is None or self.val(first).rank != 1:
+            return False
+        pieces = self.emit(hosts.split, self.val(first).host, sizes)
+        for index, (value, length) in enumerate(zip(call.node.outputs, sizes, strict=True)):
+            piece = self.emit(_getitem, pieces, index)
+            self.values[value] = Val(
+                host=piece, rank=1, length=length, dtype=self.val(first).dtype, name=value.name or ""
+            )
+        return True
+
+
+def _small(arrays: Sequence[Array | None]) -> bool:
+    bound = 1.0
+    for array in arrays[:3]:
+        if array is not None and array.size:
+            numbers = np.abs(array.astype(np.float64))
+            bound *= max(float(np.prod(np.maximum(numbers, 1))), 1.0) if array.size <= 16 else array.size
+    return bound <= _FOLD_OUTPUT
+
+
+def _is_host(array: Array | None) -> bool:
+    return array is not None and array.dtype in _HOST_TYPES and array.ndim <= 1 and array.size <= _HOST_LENGTH
+
+
+def _getitem(sequence: Any, index: int) -> Any:
+    return sequence[index]
+
+
+def label(node: ir.Node) -> str:
+    """Name a node in a message."""
+    name = node.name or next((v.name for v in node.outputs if v.name), "")
+    return f"node '{name}' ({node.domain + '::' if node.domain else ''}{node.op_type})"
+
+
+def unknown(node: ir.Node) -> ModelError:
+    """Return the error for an operator without a lowering."""
+    domain = f"domain '{node.domain}'" if node.domain else "ONNX's own domain"
+    return ModelError(
+        f"{label(node)}: the operator {node.op_type} of {domain} has no meaning in torch here; "
+        "export the model without it, or register one with graphprune.backends.torch_ops.registry.lower"
+    )
+
+
+class Call:
+    """One ONNX node, as a lowering sees it.
+
+    Attributes
+    ----------
+    op : str
+        ``Op``, or ``domain::Op`` outside of ONNX's own domain.
+    version : int
+        Opset of the node's domain.
+    inputs, outputs : int
+        How many it has, left-out ones counted.
+    """
+
+    def __init__(self, builder: Builder, node: ir.Node) -> None:
+        self.builder = builder
+        self.node = node
+        domain = "" if node.domain == "ai.onnx" else node.domain
+        self.op = f"{domain}::{node.op_type}" if domain else node.op_type
+        self.version = builder.shared.opsets.get(domain, builder.shared.opsets.get("ai.onnx", 0) if not domain else 1)
+        self.inputs = len(node.inputs)
+        self.outputs = len(node.outputs)
+
+    # -- attributes
+
+    def attr(self, name: str, default: Any = None) -> Any:
+        """Return an attribute as a Python value (ints, floats and strings as such, lists as tuples)."""
+        attribute = self.node.attributes.get(name)
+        if attribute is None:
+            return default
+        value = attribute.value
+        return tuple(value) if isinstance(value, (list, tuple)) else value
+
+    def flag(self, name: str, default: int = 0) -> bool:
+        """Return an integer attribute as a truth value."""
+        return bool(self.attr(name, default))
+
+    # -- inputs
+
+    def has(self, index: int) -> bool:
+        """Whether input ``index`` is given."""
+        return index < self.inputs and self.node.inputs[index] is not None
+
+    def value(self, index: int) -> ir.Value:
+        """Return input ``index`` of the node."""
+        value = self.node.inputs[index] if index < self.inputs else None
+        if value is None:
+            raise ModelError(f"{label(self.node)}: input {index} is missing")
+        return value
+
+    def tensor(self, index: int) -> Any:
+        """Return input ``index`` as the fx node of a tensor."""
+        return self.builder.tensor(self.value(index))
+
+    def optional(self, index: int) -> Any:
+        """Return input ``index`` as a tensor node, or None where it is left out."""
+        return self.tensor(index) if self.has(index) else None
+
+    def tensors(self) -> list[Any]:
+        """Return all inputs as tensor nodes."""
+        return [self.tensor(i) for i in range(self.inputs)]
+
+    def const(self, index: int) -> Array | None:
+        """Return the contents of input ``index`` where they are constant and no weight."""
+        return self.builder.val(self.value(index)).array if self.has(index) else None
+
+    def const_rank(self, index: int) -> int | None:
+        """Return the number of axes of input ``index`` where it is known."""
+        value = self.value(index)
+        found = self.builder.val(value)
+        if found.array is not None or found.host is not None:
+            return found.rank
+        shape = value.shape if value.const_value is None else value.const_value.shape
+        return None if shape is None else len(shape)
+
+    def dims(self, index: int) -> tuple[int | None, ...] | None:
+        """Return the sizes of input ``index`` as far as the model declares them."""
+        value = self.value(index)
+        array = self.builder.val(value).array
+        if array is not None:
+            return tuple(array.shape)
+        shape = value.shape if value.const_value is None else value.const_value.shape
+        return None if shape is None else tuple(d if isinstance(d, int) else None for d in shape)
+
+    def dtype(self, index: int) -> torch.dtype | None:
+        """Return the element type of input ``index`` where it is known."""
+        value = self.value(index)
+        found = self.builder.val(value)
+        if found.host is not None:
+            return found.dtype
+        kind = value.dtype if value.const_value is None else value.const_value.dtype
+        return TORCH.get(kind) if kind is not None else None
+
+    def is_float(self, index: int) -> bool:
+        """Whether input ``index`` is known to be of a floating-point type."""
+        dtype = self.dtype(index)
+        return dtype is not None and dtype.is_floating_point
+
+    def number(self, index: int, default: Any = None) -> Any:
+        """Return a constant input of one element as a Python number; ``default`` where it is left out.
+
+        Raises
+        ------
+        ModelError
+            When it is computed at run time.
+        """
+        if not self.has(index):
+            return default
+        array = self.const(index)
+        if array is None:
+            raise ModelError(f"{label(self.node)}: input {index} must be a constant to become torch")
+        return array.reshape(-1)[0].item()
+
+    def const_ints(self, index: int, name: str) -> tuple[int, ...] | None:
+        """Return integers from a constant input, or from the attribute of older opsets; None where neither is."""
+        if self.has(index):
+            array = self.const(index)
+            return None if array is None else tuple(int(i) for i in array.reshape(-1))
+        value = self.attr(name)
+        return None if value is None else tuple(int(i) for i in (value if isinstance(value, tuple) else (value,)))
+
+    def ints(self, index: int) -> Any:
+        """Return an input of integers: a tuple where constant, else the node of a host value."""
+        array = self.const(index)
+        if array is not None:
+            return tuple(int(i) for i in array.reshape(-1))
+        found = self.builder.val(self.value(index))
+        if found.host is None:
+            found.host = self.builder.emit(hosts.to_host, self.tensor(index))
+            found.rank = self.const_rank_declared(index)
+        if found.rank == 0:
+            return self.builder.emit(hosts.as_tuple, found.host)
+        return found.host
+
+    def const_rank_declared(self, index: int) -> int:
+        """Return the declared number of axes of input ``index``, 0 when unknown: then a tuple is made anew."""
+        shape = self.value(index).shape
+        return 0 if shape is None else min(len(shape), 1)
+
+    def int_input(self, index: int) -> Any:
+        """Return an input of one integer: an int where constant, else the node of one."""
+        array = self.const(index)
+        if array is not None:
+            return int(array.reshape(-1)[0])
+        return self.builder.emit(hosts.as_scalar, self.ints(index))
+
+    def host(self, index: int) -> Any:
+        """Return a hostable input: its node, or a literal."""
+        found = self.builder.val(self.value(index))
+        return hosts.literal(found.array) if found.array is not None else found.host
+
+    def host_rank(self, index: int) -> int:
+        """Return the number of axes, 0 or 1, of a hostable input."""
+        return self.builder.val(self.value(index)).rank
+
+    def host_length(self, index: int) -> int | None:
+        """Return the number of elements of a hostable input where known; None for one of rank 0."""
+        found = self.builder.val(self.value(index))
+        if found.array is not None:
+            return int(found.array.size) if found.array.ndim else None
+        return found.length if found.rank else None
+
+    def host_dtype(self) -> torch.dtype:
+        """Return the element type of the node's result, all of whose inputs are host values."""
+        kind = self.node.op_type
+        if kind == "Cast":
+            return torch_dtype(ir.DataType(self.attr("to")), label(self.node))
+        if kind in ("Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Not", "And", "Or"):
+            return torch.bool
+        if kind in ("Shape", "Size"):
+            return torch.int64
+        if kind == "ConstantOfShape":
+            value = self.attr("value")
+            return torch.float32 if value is None else TORCH[value.dtype]
+        index = 1 if kind == "Where" else 0
+        array = self.builder.val(self.value(index)).array
+        return self.builder.val(self.value(index)).dtype if array is None else from_numpy(array, copy=True).dtype
+
+    # -- results
+
+    def emit(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
+        """Append a call of a function to the graph."""
+        return self.builder.emit(function, *args, **kwargs)
+
+    def module(self, module: nn.Module, name: str, *args: Any) -> fx.Node:
+        """Append a call of a new submodule to the graph."""
+        return self.builder.emit_module(module, name, *args)
+
+    def unpack(self, node: fx.Node) -> list[fx.Node | None]:
+        """Return one node per output of a call that returns a tuple; None where nobody uses an output."""
+        return [self.emit(operator.getitem, node, i) if _used(v) else None for i, v in enumerate(self.node.outputs)]
+
+    def wants(self, index: int) -> bool:
+        """Whether anybody uses output ``index``."""
+        return index < self.outputs and _used(self.node.outputs[index])
+
+    def refuse(self, what: str) -> ModelError:
+        """Return an error about this node."""
+        return ModelError(f"{label(self.node)}: {what}")
+
+
+def _used(value: ir.Value) -> bool:
+    return bool(value.uses()) or value.is_graph_output()
+
+
+def build_body(outer: Builder, graph: ir.Graph) -> tuple[fx.GraphModule, list[Any]]:
+    """Build the body of a control-flow node; return its module and the outer nodes that it takes as further inputs."""
+    body = Builder(outer.shared, nn.Module(), outer=outer)
+    for value in graph.inputs:
+        node = body.placeholder(value.name or "x")
+        node.meta["tensor"] = True
+        body.values[value] = Val(node, name=value.name or "")
+    body.run(graph)
+    body.graph.output(tuple(body.tensor(value) for value in graph.outputs))
+    body.prune()
+    extra = []
+    for value in body.captured:
+        found = outer.val(value)
+        extra.append(found.host if found.node is None and found.host is not None else outer.tensor(value))
+    return fx.GraphModule(body.root, body.graph), extra
