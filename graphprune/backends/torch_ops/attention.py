@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import onnx_ir as ir
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from graphprune.backends.torch_ops.dtypes import TORCH
 from graphprune.backends.torch_ops.pointwise import swiglu
@@ -15,8 +16,6 @@ from graphprune.backends.torch_ops.registry import Result, lower, traceable
 
 if TYPE_CHECKING:
     from graphprune.backends.torch_build import Call
-
-Tensor = torch.Tensor
 
 
 def heads(x: Tensor, count: int) -> Tensor:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from graphprune.backends.torch_ops.attention import heads, merged, rotate, weigh
 from graphprune.backends.torch_ops.indexing import embedding
@@ -17,7 +18,6 @@ from graphprune.backends.torch_ops.registry import Result, lower, traceable
 if TYPE_CHECKING:
     from graphprune.backends.torch_build import Call
 
-Tensor = torch.Tensor
 _MS = "com.microsoft::"
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from graphprune.backends.torch_ops.attention import heads, merged
 from graphprune.backends.torch_ops.contrib import attend
@@ -15,7 +16,6 @@ from graphprune.backends.torch_ops.registry import Result, lower, traceable
 if TYPE_CHECKING:
     from graphprune.backends.torch_build import Call
 
-Tensor = torch.Tensor
 _MS = "com.microsoft::"
 
 

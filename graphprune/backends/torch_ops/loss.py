@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from graphprune.backends.torch_ops.registry import Result, lower, traceable
 
 if TYPE_CHECKING:
     from graphprune.backends.torch_build import Call
-
-Tensor = torch.Tensor
 
 
 @traceable
