@@ -13,6 +13,7 @@ from graphprune.errors import ModelError
 from graphprune.example_feeds import example_samples
 from graphprune.facts import Facts
 from graphprune.inputs import Hints, InputSpec, Samples
+from graphprune.ops.movement import transposition
 from graphprune.passes.base import State
 
 
@@ -81,6 +82,9 @@ def evaluate_parameter(model: ir.Model, value: ir.Value) -> np.ndarray[Any, Any]
     if value.const_value is not None:
         array: np.ndarray[Any, Any] = value.const_value.numpy()
         return array
+    turned = _transposed(value)
+    if turned is not None:
+        return turned
     nodes: list[ir.Node] = []
     seen: set[ir.Value] = set()
     constants: dict[str, ir.Value] = {}
@@ -122,6 +126,22 @@ def evaluate_parameter(model: ir.Model, value: ir.Value) -> np.ndarray[Any, Any]
         # A kernel that ONNX Runtime lacks: such a weight is not scored, which is said where scores are made.
         return None
     return np.asarray(result)
+
+
+def _transposed(value: ir.Value) -> np.ndarray[Any, Any] | None:
+    """A constant behind transpositions, as a view of it: what torch makes of the weight of every linear layer."""
+    orders: list[tuple[int, ...]] = []
+    while value.const_value is None:
+        node = value.producer()
+        order = None if node is None else transposition(node)
+        if node is None or order is None or node.inputs[0] is None:
+            return None
+        orders.append(order)
+        value = node.inputs[0]
+    array: np.ndarray[Any, Any] = value.const_value.numpy()
+    for order in reversed(orders):
+        array = array.transpose(order or None)
+    return array
 
 
 def _embedded(tensor: ir.TensorProtocol) -> onnx.TensorProto:

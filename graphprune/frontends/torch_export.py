@@ -15,6 +15,7 @@ import onnx_ir as ir
 import torch
 
 from graphprune.errors import ExportError
+from graphprune.frontends.torch_decompose import prepare
 from graphprune.frontends.torch_inputs import Flat, Outputs, outputs_of
 
 PREFIX = "module."
@@ -146,7 +147,31 @@ def _shapes(shapes: Sequence[Any] | None) -> Any:
 
 
 def convert(program: Any) -> ir.Model:
-    """An ExportedProgram as an IR model, weights shared."""
+    """An ExportedProgram as an IR model, weights shared.
+
+    The exporter decomposes every program first, which traces it once more and takes half of the time. Most programs hold
+    only operators that it knows, and nothing is decomposed then: such a program is handed back as it is.
+    """
+    thorough = program.run_decompositions
+
+    def decompose(table: Any = None, **options: Any) -> Any:
+        if table is None:
+            return thorough(table, **options)
+        quick = copy.copy(program)
+        quick._graph_module = copy.deepcopy(program.graph_module)
+        return quick if prepare(quick, table) else thorough(table, **options)
+
+    program.run_decompositions = decompose
+    try:
+        return _written(program)
+    except Exception:  # what is left may still be written in the exporter's own way
+        del program.run_decompositions
+        return _written(program)
+    finally:
+        vars(program).pop("run_decompositions", None)
+
+
+def _written(program: Any) -> ir.Model:
     written = torch.onnx.export(program, dynamo=True, optimize=False, verbose=False)
     assert written is not None
     model: ir.Model = written.model

@@ -11,6 +11,8 @@ import numpy as np
 from graphprune.rules import Axes, Axis, OpView, UnknownShape, op
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
     from graphprune.cut import Cut
 
 
@@ -106,6 +108,13 @@ def transpose(view: OpView) -> list[Axes | None]:
 
 
 # -- taking ----------------------------------------------------------------------------------------------
+def transposition(node: ir.Node) -> tuple[int, ...] | None:
+    """The order of axes that a Transpose makes, empty where it reverses them; None for other nodes."""
+    if node.op_type != "Transpose" or node.domain:
+        return None
+    return tuple(node.attributes.get_ints("perm", ()))
+
+
 def _shrink_gather(cut: Cut) -> None:
     """Constant indices are counted among the indices that are left."""
     rank = len(cut.old_in(0))
