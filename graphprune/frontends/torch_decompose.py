@@ -153,6 +153,10 @@ def _is_composite(target: Any) -> bool:
     return bool(target.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd))
 
 
+def _is_static(value: torch.Tensor) -> bool:
+    return all(isinstance(size, int) for size in value.shape)
+
+
 def _made_of_others(root: GraphModule, node: Node, table: Table, traces: dict[Any, GraphModule]) -> bool:
     """Replace a node by the graph that its decomposition traces to."""
     inputs: list[Node] = []
@@ -164,9 +168,11 @@ def _made_of_others(root: GraphModule, node: Node, table: Table, traces: dict[An
 
     torch.fx.map_arg((node.args, node.kwargs), slot)
     values = [argument.meta.get("val") for argument in inputs]
-    if not all(isinstance(value, torch.Tensor) for value in values):
+    # Sizes that are still open are arguments too, which only a trace of the whole keeps apart.
+    if not all(isinstance(value, torch.Tensor) and _is_static(value) for value in values):
         return False
-    function = table.get(node.target, getattr(node.target, "decompose", None))
+    target: Any = node.target
+    function: Callable[..., Any] = table[target] if target in table else target.decompose
 
     def call(*tensors: torch.Tensor) -> Any:
         given = dict(zip(inputs, tensors, strict=True))
