@@ -133,7 +133,8 @@ def _shape_option(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--allocate", type=click.Choice(["dp", "global", "uniform", "isomorphic"]),
               help="How a budget is shared among groups. Default: dp where --data is given, else by --scope.")  # fmt: skip
 @click.option("--floor", type=float, default=0.1, show_default=True, help="Share of each group that is always kept.")
-@click.option("--align", default="1", metavar="N", help="Kept widths are multiples of N.")
+@click.option("--align", default="1", metavar="N|auto", help="Kept widths are multiples of N; auto: of what --device runs fast.")
+@click.option("--device", metavar="NAME[:PRECISION]", help="For --align auto: tx2, orin-nano:int8, ... ('graphprune devices').")
 @click.option("--exact", is_flag=True, help="Leave what normalisations look across.")
 @click.option("--keep", multiple=True, metavar="GLOB", help="Tensors to leave whole.")
 @click.option("--data", metavar="PATH", help="Calibration data: a folder of images, .npy, or .npz by input name.")
@@ -157,13 +158,17 @@ def _shape_option(command: Callable[..., Any]) -> Callable[..., Any]:
 @_shape_option
 @click.pass_context
 def run(ctx: click.Context, /, model: str, output: Path | None, report: Path | None, recipe: str | None,
-        dump_recipe: str | None, as_json: bool, **given: Any) -> None:  # fmt: skip
+        dump_recipe: str | None, as_json: bool, device: str | None, **given: Any) -> None:  # fmt: skip
     """Cut MODEL, prove the cut, write OUT.onnx and OUT.plan.json (and a report, if asked)."""
     from graphprune.options import Options
     from graphprune.pipeline import prune
     from graphprune.printing import Display, print_result
     from graphprune.writing import check_output
 
+    if (given["align"] == "auto") != (device is not None):
+        raise click.UsageError("--align auto and --device go together: --align auto --device orin-nano")
+    if device is not None:
+        given["align"] = str(_alignment(device))
     options = _options(ctx, model, recipe, given)
     if dump_recipe is not None:
         _dump(dump_recipe, model, Options(**options))
@@ -379,7 +384,7 @@ def _read(name: str, value: Any, model: str) -> Any:
     """One option as the API takes it."""
     if name == "align":
         if not (value.isascii() and value.isdigit()) or int(value) < 1:
-            raise click.UsageError(f"--align {value}: a whole number of 1 or more ('auto' needs a device: not yet)")
+            raise click.UsageError(f"--align {value}: a whole number of 1 or more, or auto with --device")
         return int(value)
     if name in ("mean", "std"):
         return _numbers(f"--{name}", value)
@@ -392,6 +397,14 @@ def _read(name: str, value: Any, model: str) -> Any:
 
         return typed(Options, {"rates": mapping_from(value, "--rates")}, f"--rates {value}")["rates"]
     return value
+
+
+def _alignment(device: str) -> int:
+    """Multiple of channels that a device runs at full speed."""
+    from graphprune.devices import alignment, resolve
+
+    name, _, precision = device.partition(":")
+    return alignment(resolve(name, precision=precision or None))
 
 
 def _dump(target: str, model: str, options: Any) -> None:

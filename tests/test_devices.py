@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import itertools
+import json
 import re
 import subprocess
 import sys
@@ -11,10 +12,12 @@ from importlib import resources
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from graphprune.backends.tensorrt import command
 from graphprune.backends.tensorrt.dla import _RULES as DLA_RULES
 from graphprune.backends.tensorrt.legality import RULES, parse_rules
+from graphprune.cli import cli
 from graphprune.devices import Target, alignment, devices, jetpacks, operator, resolve, version
 from graphprune.devices.tables import alignments, dla_rows, has_flag, operators, workspaces
 from graphprune.errors import GraphPruneError, UsageError
@@ -127,7 +130,7 @@ def test_exact_commands() -> None:
         ("tx2", {"jetpack": "5.1"}, "never got it, its last is JetPack 4.6.6"), ("thor", {"jetpack": "6.2"}, "never got it, its first is"),
         ("tx2", {"jetpack": "4.7"}, "not in the table"), ("tx3", {}, "no such device.*tx2"), ("x86-gpu", {"jetpack": "6.2"}, "no Jetson"),
         ("tx2", {"tensorrt": "10.3"}, "cannot be changed inside it"), ("rtx", {"precision": "int8"}, "QuantizeLinear"),
-        ("x86-gpu", {"tensorrt": "11.1", "precision": "fp16"}, "strongly typed"), ("x86-gpu", {"tensorrt": "ten"}, "write a version"),
+        ("x86-gpu", {"tensorrt": "11.1", "precision": "int8"}, "strongly typed"), ("x86-gpu", {"tensorrt": "ten"}, "write a version"),
         ("agx-orin", {"precision": "fp7"}, "choose one of"),
     ],
 )  # fmt: skip
@@ -155,3 +158,23 @@ def test_the_docs_table_is_the_data(request: pytest.FixtureRequest) -> None:
     script = Path(request.config.rootpath) / "docs" / "make_devices_table.py"
     done = subprocess.run([sys.executable, str(script), "--check"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(("device", "each"), [("orin-nano", 8), ("tx2", 2)])
+def test_align_auto_cuts_to_what_a_device_runs_fast(device: str, each: int, tmp_path: Path, digits: Path) -> None:
+    out = tmp_path / "out.onnx"
+    call = ["run", str(digits), "-o", str(out), "--rate", "0.4", "--scope", "group", "--align", "auto", "--device", device, "--json"]
+    found = CliRunner().invoke(cli, call)
+    assert found.exit_code == 0, found.output
+    plan = json.loads((tmp_path / "out.plan.json").read_text())
+    assert plan["options"]["align"] == each
+    cut = [group["kept"] for group in plan["groups"] if group["kept"] < group["units"]]
+    assert cut and all(width % each == 0 for width in cut)
+
+
+def test_align_auto_needs_a_device(digits: Path) -> None:
+    for more in (["--align", "auto"], ["--device", "tx2"]):
+        found = CliRunner().invoke(cli, ["run", str(digits), *more])
+        assert found.exit_code == 2 and "go together" in found.output
+    found = CliRunner().invoke(cli, ["run", str(digits), "--align", "auto", "--device", "tx2:int8"])
+    assert found.exit_code == 2 and "slower than FP16" in found.output

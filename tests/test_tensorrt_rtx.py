@@ -10,7 +10,7 @@ import pytest
 
 from graphprune.backends import onnx as writer
 from graphprune.backends import tensorrt_rtx
-from graphprune.backends.tensorrt import lower
+from graphprune.backends.tensorrt import build, lower
 from graphprune.devices import resolve
 from graphprune.errors import UsageError
 from graphprune.frontends.onnx import load
@@ -20,7 +20,7 @@ needs_rtx = pytest.mark.skipif(not tensorrt_rtx.installed(), reason="TensorRT-RT
 
 
 @needs_rtx
-@pytest.mark.parametrize("key", ["8.2", "10.3"])
+@pytest.mark.parametrize("key", ["8.2"])
 @pytest.mark.parametrize("name", [n for n in NETS if n != "detector"])
 def test_lowered_models_parse_and_build(name: str, key: str, tmp_path: Path) -> None:
     target = resolve("agx-xavier", jetpack="4.6.1") if key == "8.2" else resolve("agx-orin", jetpack="6.2")
@@ -64,3 +64,15 @@ def test_without_it_there_is_a_plain_word(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(tensorrt_rtx, "installed", lambda: False)
     with pytest.raises(UsageError, match=r"pip install 'graphprune\[trt-rtx\]'"):
         tensorrt_rtx.check("model.onnx")
+
+
+@needs_rtx
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_bundle_for_rtx_holds_its_engine(precision: str, tmp_path: Path) -> None:
+    shapes = {"x": (1, 8, 16)}
+    built = build(NETS["transformer"], resolve("rtx", precision=precision), tmp_path / "b", shapes=shapes, max_shapes={"x": (4, 32, 16)})
+    assert (built.folder / "model.engine").stat().st_size > 1000 and "1.7" in built.engine
+    assert not (built.folder / "run.sh").exists()
+    weights = {t.data_type for t in onnx.load(built.folder / "model.onnx").graph.initializer}
+    assert (onnx.TensorProto.FLOAT16 in weights) == (precision == "fp16")
+    assert ("half" in built.proof) == (precision == "fp16")

@@ -12,12 +12,14 @@ import re
 import subprocess
 import sys
 import tempfile
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import onnx
+
+from graphprune.backends.tensorrt.halving import to_half
 from graphprune.errors import UsageError
 
 #: Seconds after which a build is given up.
@@ -87,7 +89,10 @@ def check(
     model: str | Path,
     *,
     shapes: Mapping[str, Sequence[int]] | None = None,
+    least: Mapping[str, Sequence[int]] | None = None,
+    most: Mapping[str, Sequence[int]] | None = None,
     half: bool = False,
+    engine: str | Path | None = None,
     time_limit: float = TIME_LIMIT,
 ) -> Found:
     """Parse and build a model, in a process of its own: the builder takes memory, and may crash.
@@ -98,8 +103,12 @@ def check(
         Path of an ``.onnx`` file.
     shapes
         Sizes of dynamic inputs; those left out get 1 for each dynamic axis.
+    least, most
+        The least and the most of them; default ``shapes``.
     half
         Convert to float16 first, inputs and outputs excepted: widths matter only there.
+    engine
+        Where to keep what is built: it runs on RTX GPUs, with this version of TensorRT-RTX.
     time_limit
         Seconds.
 
@@ -111,11 +120,20 @@ def check(
     if not installed():
         raise UsageError("TensorRT-RTX is not installed: pip install 'graphprune[trt-rtx]'")
     with tempfile.TemporaryDirectory(prefix="graphprune-rtx-") as folder:
-        result = Path(folder) / "result.json"
+        result, given = Path(folder) / "result.json", model
         if half:
-            model = _halved(model, Path(folder) / "half.onnx")
-        call = [sys.executable, "-m", "graphprune.backends.tensorrt_rtx", str(Path(model).resolve()), str(result)]
-        call.append(json.dumps({name: list(shape) for name, shape in (shapes or {}).items()}))
+            model = Path(folder) / "half.onnx"
+            onnx.save(to_half(onnx.load(given)), model)
+        sizes = [
+            {name: list(shape) for name, shape in (one or {}).items()}
+            for one in (shapes, least or shapes, most or shapes)
+        ]
+        task = {
+            "model": str(Path(model).resolve()),
+            "shapes": sizes,
+            "engine": str(Path(engine).resolve()) if engine else "",
+        }
+        call = [sys.executable, "-m", "graphprune.backends.tensorrt_rtx", json.dumps(task), str(result)]
         try:
             done = subprocess.run(call, capture_output=True, text=True, timeout=time_limit, check=False, cwd=folder)
         except subprocess.TimeoutExpired:
@@ -126,18 +144,7 @@ def check(
         return Found(**json.loads(result.read_text()))
 
 
-def _halved(model: str | Path, path: Path) -> Path:
-    """The model in float16, by ONNX Runtime's converter."""
-    import onnx
-    from onnxruntime.transformers.float16 import convert_float_to_float16
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # numbers that float16 cannot hold are narrowed, and each is told
-        onnx.save(convert_float_to_float16(onnx.load(model), keep_io_types=True), path)
-    return path
-
-
-def _run(model: str, shapes: Mapping[str, Sequence[int]]) -> Found:
+def _run(model: str, shapes: Sequence[Mapping[str, Sequence[int]]], engine: str) -> Found:
     """In the process of its own."""
     import time
 
@@ -176,14 +183,17 @@ def _run(model: str, shapes: Mapping[str, Sequence[int]]) -> Found:
         value = network.get_input(i)
         if any(size < 0 for size in value.shape):
             dynamic = True
-            sizes = tuple(shapes.get(value.name, [max(int(size), 1) for size in value.shape]))
-            profile.set_shape(value.name, sizes, sizes, sizes)
+            ones = [max(int(size), 1) for size in value.shape]
+            best, least, most = (tuple(one.get(value.name, ones)) for one in shapes)
+            profile.set_shape(value.name, least, best, most)
     if dynamic:
         config.add_optimization_profile(profile)
     built = builder.build_serialized_network(network, config)
     seconds = round(time.monotonic() - started, 2)
     if built is None:
         return Found("build", errors, version=version, seconds=seconds)
+    if engine:
+        Path(engine).write_bytes(bytes(built))
     kernels, pads = read_kernels("\n".join(lines))
     return Found("done", errors, kernels, pads, built.nbytes, version, seconds)
 
@@ -206,5 +216,5 @@ def read_kernels(text: str) -> tuple[int, list[str]]:
 
 
 if __name__ == "__main__":
-    _found = _run(sys.argv[1], json.loads(sys.argv[3]))
+    _found = _run(**json.loads(sys.argv[1]))
     Path(sys.argv[2]).write_text(json.dumps(asdict(_found)))

@@ -60,6 +60,11 @@ class Target:
         return self.device.name == "rtx"
 
     @property
+    def strongly_typed(self) -> bool:
+        """The runtime takes the precision from the model and has no options for it."""
+        return self.rtx or self.tensorrt >= (11,)
+
+    @property
     def workspace_mib(self) -> int:
         """Builder workspace."""
         return _workspace(self.memory_gb).workspace_mib
@@ -195,15 +200,11 @@ def _check_precision(device: Device, precision: str, tensorrt: Version) -> None:
             f"--precision int8: {device.title} (sm_{device.sm}) has no INT8 arithmetic worth the name, INT8 engines "
             "run slower than FP16 there: take --precision fp16"
         )
-    if precision in ("fp16", "int8", "best") and tensorrt >= (11,):
+    if precision in ("int8", "best") and (device.name == "rtx" or tensorrt >= (11,)):
+        name = "TensorRT-RTX" if device.name == "rtx" else f"TensorRT {_text(tensorrt)}"
         raise UsageError(
-            f"--precision {precision}: TensorRT {_text(tensorrt)} takes the precision from the model (strongly typed): "
-            "convert or quantise the model and build it as fp32"
-        )
-    if precision in ("int8", "best") and device.name == "rtx":
-        raise UsageError(
-            f"--precision {precision}: TensorRT-RTX takes INT8 only from QuantizeLinear and DequantizeLinear in the "
-            "model: quantise it first and build it as fp32"
+            f"--precision {precision}: {name} takes INT8 only from QuantizeLinear and DequantizeLinear in the model "
+            "(strongly typed): quantise it first and build it as fp32"
         )
 
 

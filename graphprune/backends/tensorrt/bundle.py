@@ -18,11 +18,13 @@ import onnx_ir as ir
 
 from graphprune import __version__
 from graphprune.backends import onnx as writer
+from graphprune.backends import tensorrt_rtx
 from graphprune.backends.ort import Runner
 from graphprune.backends.tensorrt import command
 from graphprune.backends.tensorrt.calibration_cache import cache_text, scales
 from graphprune.backends.tensorrt.checking import verdicts_of
-from graphprune.backends.tensorrt.engine import build_engine, why_not_here
+from graphprune.backends.tensorrt.engine import EngineError, build_engine, why_not_here
+from graphprune.backends.tensorrt.halving import to_half
 from graphprune.backends.tensorrt.lowering import Lowered, lower
 from graphprune.backends.tensorrt.proof import fed, prove, samples
 from graphprune.backends.tensorrt.readme import build_sh, readme, run_sh
@@ -128,6 +130,9 @@ def build(
     found = samples(model, n=count, shapes=shapes or {}, data=data, seed=seed, mean=mean, std=std)
     feeds = list(found)
     proof = prove(model, lowered, feeds[:PROOF_SAMPLES])
+    if target.strongly_typed and target.precision == "fp16":
+        lowered.model = load(to_half(writer.to_proto(lowered.model))).model
+        proof["half"] = prove(model, lowered, feeds[:PROOF_SAMPLES], TOLERANCE["fp16"])["max_rel_error"]
     profile = profile_of(lowered.model, feeds[0], min_shapes or {}, max_shapes or {})
     notes = []
     if data is None:
@@ -280,6 +285,8 @@ def _reference(lowered: Lowered, feed: Feed) -> dict[str, Any]:
 
 
 def _engine(staged: Path, lowered: Lowered, profile: command.Profile, explicit: bool, cache: str | None) -> str:
+    if lowered.target.rtx:
+        return _rtx_engine(staged, profile)
     reason = why_not_here(lowered.target)
     if reason:
         return f"no engine was built: {reason}"
@@ -292,6 +299,22 @@ def _engine(staged: Path, lowered: Lowered, profile: command.Profile, explicit: 
     )
     (staged / command.ENGINE).write_bytes(data)
     return f"engine built in process: {command.ENGINE}"
+
+
+def _rtx_engine(staged: Path, profile: command.Profile) -> str:
+    """TensorRT-RTX builds without a GPU, and its engines run on every RTX GPU."""
+    if not tensorrt_rtx.installed():
+        return "no engine was built: TensorRT-RTX is not installed here (pip install 'graphprune[trt-rtx]')"
+    found = tensorrt_rtx.check(
+        staged / command.MODEL,
+        shapes=profile.best,
+        least=profile.least,
+        most=profile.most,
+        engine=staged / command.ENGINE,
+    )
+    if not found.ok:
+        raise EngineError(f"{found.told()}: {'; '.join(found.errors)}")
+    return f"{command.ENGINE} was built by {found.version}; it needs that version, and a GPU to run: it has not been run here"
 
 
 def _sha256(path: Path) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from graphprune.devices import Target
-from graphprune.devices.tables import flags, has_flag, version
+from graphprune.devices.tables import flags, has_flag
 from graphprune.errors import GraphPruneError
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -99,7 +99,7 @@ def build_command(target: Target, profile: Profile, *, explicit: bool, calibrate
 
 def precision_flags(target: Target, explicit: bool) -> list[str]:
     """Options that allow narrower types; a strongly typed version has none."""
-    if target.tensorrt >= version("11.0"):
+    if target.strongly_typed:
         return []
     chosen = {"fp32": [], "fp16": ["fp16"], "int8": ["int8", "fp16"], "best": ["best"]}[target.precision]
     if explicit and "int8" not in chosen and "best" not in chosen:

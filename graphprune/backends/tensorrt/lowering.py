@@ -174,7 +174,7 @@ def _settle(
 def _candidates(node: ir.Node, found: Problem) -> list[Lowering]:
     own = list(LOWERINGS.get(node.op_type, []))
     if found.kind == "type":
-        return [*own, through_other_type, by_definition]
+        return [through_other_type, *own, by_definition]
     if found.kind in ("constant", "float-constants"):
         return [stored_inputs, *own, by_definition]
     return [*own, by_definition]

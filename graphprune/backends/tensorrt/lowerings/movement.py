@@ -117,7 +117,7 @@ def non_negative_indices(node: ir.Node, b: Builder) -> Values | None:
     x, indices = node.inputs
     assert x is not None and indices is not None
     known, dims, axis = b.known(indices), b.dims(x), int(attribute(node, "axis", 0))
-    if known is None or dims is None or dims[axis] is None:
+    if known is None or dims is None or dims[axis] is None or not (known < 0).any():
         return None
     size = int(dims[axis] or 0)
     return b.op(node.op_type, x, b.constant(np.where(known < 0, known + size, known), indices), axis=axis)

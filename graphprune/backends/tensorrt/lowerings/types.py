@@ -10,7 +10,7 @@ from graphprune.devices import operator
 
 #: Operators whose result on whole numbers is the same in float32, up to 2^24.
 _EXACT_TEXT = """
-    Abs Add ArgMax ArgMin Clip Concat ConstantOfShape CumSum DepthToSpace EyeLike Equal Expand Flatten Gather GatherElements
+    Abs Add ArgMax ArgMin Concat ConstantOfShape CumSum DepthToSpace EyeLike Equal Expand Flatten Gather GatherElements
     GatherND Greater GreaterOrEqual Identity Less LessOrEqual Max MaxPool Min Mul Neg OneHot Pad Range ReduceL1 ReduceMax
     ReduceMin ReduceProd ReduceSum Relu Reshape ReverseSequence ScatterElements ScatterND Sign Slice SpaceToDepth Split
     Squeeze Sub Sum Tile TopK Transpose Trilu Unsqueeze Where Sqrt Floor Ceil
