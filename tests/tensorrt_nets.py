@@ -155,6 +155,19 @@ NETS: dict[str, onnx.ModelProto] = {
         'y = Einsum<equation="bijk,bjkl->bil">(a, b) z = Einsum<equation="...jk->...kj">(a) '
         'w = Einsum<equation="bijk,bjkl->lbi">(a, b) u = Einsum<equation="bijk->bj">(a)',
     ),
+    "gridsample": net(
+        20, "(float[N, 3, 6, 7] x, float[N, 4, 5, 2] g) => (float y)",
+        'a = GridSample<mode="linear">(x, g) b = GridSample<mode="linear", padding_mode="border", align_corners=1>(x, g) '
+        'c = GridSample<mode="nearest">(x, g) d = Add(a, b) y = Add(c, d)',
+    ),
+    "gridsample16": net(
+        16, "(float[2, 3, 6, 7] x, float[2, 4, 5, 2] g) => (float y)", 'y = GridSample<mode="bilinear", align_corners=1>(x, g)', 8,
+    ),
+    "col2im": net(
+        18, "(float[2, 12, 12] x) => (float y)", "y = Col2Im<strides=[2, 1], pads=[0, 1, 0, 0]>(x, size, block)", size=np.array([7, 4]),
+        block=np.array([2, 2]),
+    ),
+    "bool-gather": net(18, "(bool[4, 3] m, float[4, 3] x) => (float y)", "t = Gather(m, i) f = Cast<to=1>(t) g = Gather(x, i) y = Mul(f, g)", i=np.array([2, -1])),
     "double": net(17, "(float[4] x) => (float[4] y)", "d = Cast<to=11>(x) e = Mul(d, k) y = Cast<to=1>(e)", k=np.array(0.1)),
     "detector": detector(),
     "quantised": quantised(),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,8 +11,9 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+import graphprune as gp
 from graphprune.backends.onnx import to_proto
-from graphprune.backends.tensorrt import Lowered, check, lower, prove
+from graphprune.backends.tensorrt import Lowered, build, check, lower, prove
 from graphprune.backends.tensorrt.lowering import IR_VERSIONS
 from graphprune.backends.tensorrt.proof import samples
 from graphprune.devices import Target, operator, resolve
@@ -182,3 +185,34 @@ def test_the_source_is_not_changed() -> None:
         before = to_proto(model).SerializeToString(deterministic=True)
         lower(model, target("8.2"))
         assert to_proto(model).SerializeToString(deterministic=True) == before
+
+
+@pytest.mark.parametrize("key", ["8.2", "10.3"])
+def test_a_cut_model_is_lowered(key: str, digits: Path) -> None:
+    cut = gp.prune(digits, passes=["l1"], rate=0.5, scope="group").model
+    lowered = lower(cut, target(key))
+    assert not [v for v in lowered.verdicts if v.status == "unsupported"]
+    assert prove(cut, lowered, list(samples(cut, n=2, shapes={})))["max_rel_error"] < 1e-4
+
+
+def test_bodies_are_lowered_too() -> None:
+    proto = net(
+        18, "(float[2, 4] x, bool c) => (float y)",
+        "y = If(c) <then_branch = yes () => (float[2, 4] a) { a = Mish(x) }, else_branch = no () => (float[2, 4] b) { b = HardSwish(x) }>",
+    )  # fmt: skip
+    source = load(proto).model
+    lowered = lower(source, target("8.2"))
+    assert not {"Mish", "HardSwish"} & ops(lowered)
+    for chosen in (True, False):
+        feed = {"x": np.random.default_rng(0).standard_normal((2, 4)).astype(np.float32), "c": np.array(chosen)}
+        assert prove(source, lowered, [feed])["max_rel_error"] < 1e-4
+
+
+def test_functions_and_large_weights(tmp_path: Path) -> None:
+    """Weights beside the file stay beside it, and the device's script checks both files."""
+    proto = net(18, "(float[1, 4000] x) => (float y)", "h = MatMul(x, w) y = Mish(h)", w=(4000, 7000))
+    onnx.save(proto, tmp_path / "big.onnx", save_as_external_data=True, location="big.bin")
+    built = build(tmp_path / "big.onnx", resolve("tx2"), tmp_path / "b")
+    described = json.loads((built.folder / "bundle.json").read_text())
+    assert [entry["file"] for entry in described["model"]["data"]] == ["model.onnx.data"]
+    onnx.checker.check_model(str(built.folder / "model.onnx"))

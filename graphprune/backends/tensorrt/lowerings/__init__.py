@@ -11,6 +11,7 @@ from graphprune.backends.tensorrt.lowerings import (
     quantised,
     reductions,
     resize,
+    sampling,
     types,
 )
 
@@ -25,5 +26,6 @@ __all__ = [
     "quantised",
     "reductions",
     "resize",
+    "sampling",
     "types",
 ]
