@@ -9,18 +9,20 @@ from graphprune import _deferral
 _deferral.install()
 
 __version__ = "0.1.0"
-__all__ = ["GraphPruneError", "Options", "Plan", "Result", "__version__", "bench", "inspect", "prune", "verify"]
+__all__ = ["GraphPruneError", "Options", "Plan", "Result", "__version__", "bench", "inspect", "load", "prune", "verify"]
 
 if TYPE_CHECKING:
     from graphprune.benching import bench
     from graphprune.errors import GraphPruneError
+    from graphprune.loading import load
     from graphprune.options import Options
-    from graphprune.pipeline import Result, inspect, prune, verify
+    from graphprune.pipeline import Result, inspect, prune
     from graphprune.plan import Plan
+    from graphprune.proving import verify
 
 _HOMES = {
     "GraphPruneError": "errors", "Options": "options", "Plan": "plan", "Result": "pipeline", "bench": "benching",
-    "inspect": "pipeline", "prune": "pipeline", "verify": "pipeline",
+    "inspect": "pipeline", "load": "loading", "prune": "pipeline", "verify": "proving",
 }  # fmt: skip
 
 

@@ -312,7 +312,7 @@ def sensitivity(model: str, criterion: str, levels: str, where: str, as_json: bo
 @click.option("--json", "as_json", is_flag=True)
 def verify(source: str, cut: str, plan: str | None, as_json: bool) -> None:
     """Prove that CUT equals the masked original of SOURCE, from the plan beside CUT."""
-    from graphprune.pipeline import verify as prove
+    from graphprune.proving import verify as prove
 
     report = prove(source, cut, plan)
     if as_json:

@@ -13,24 +13,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 
 from graphprune import combine, gradients
 from graphprune.backends import onnx as writer
 from graphprune.calibration import samples_for
-from graphprune.errors import DataError, GraphPruneError, ModelError, UsageError, VerificationError
+from graphprune.errors import GraphPruneError, OutputError, UsageError
 from graphprune.feeding import feed_size, fitting_feeds, samples_in
 from graphprune.fidelity import compare_outputs
 from graphprune.frontends import factory
-from graphprune.frontends.onnx import SOURCE_FILES, Loaded, check_finite, load, plan_name, weights_of
+from graphprune.frontends.onnx import SOURCE_FILES, Loaded, check_finite, load, weights_of
 from graphprune.options import Options, as_tuple
 from graphprune.passes.base import Pass, State
-from graphprune.passes.couple import Couple
-from graphprune.passes.rewrite import Rewrite
-from graphprune.passes.verify import Verify, compare, run_all, tolerance_of
-from graphprune.plan import DERIVED, Plan, plan_path
+from graphprune.passes.verify import run_all
+from graphprune.plan import Plan, plan_path
 from graphprune.plugins import discover
 from graphprune.spec import instantiate, parse_pass_spec
 
@@ -76,8 +73,18 @@ class Result:
         if self.state.loaded.torch is None:
             return None
         if self._module is None:
-            self._module = _cut_module(self.state)
+            self.cut_module()
         return self._module
+
+    def cut_module(self, optimizer: Any = None) -> None:
+        """Cut the torch module that the run started from, and what ``optimizer`` keeps of it."""
+        try:
+            from graphprune.backends import inplace
+        except ImportError as error:
+            raise GraphPruneError(f"the torch module cannot be cut here ({error}): use result.ir") from error
+        with self.state.timed("module"):
+            self._module = inplace.cut_module(self.state, optimizer)
+        self.plan.notes = list(self.state.notes)
 
     @property
     def model(self) -> Any:
@@ -91,6 +98,9 @@ class Result:
     def save(self, path: str | os.PathLike[str], report: str | os.PathLike[str] | None = None) -> list[Path]:
         """Write ``path``, its ``.plan.json`` and, if asked, a ``report`` (see :meth:`report`): all or none.
 
+        A ``path`` that ends in ``.safetensors`` gets the weights of the torch module, for :func:`graphprune.load`; any other
+        the smaller model as ONNX.
+
         Raises
         ------
         OutputError
@@ -98,11 +108,21 @@ class Result:
         """
         path = Path(path)
         with self._transaction() as transaction:
-            files = writer.stage(self.ir, path, transaction)
+            files = self._stage(path, transaction)
             transaction.write(plan_path(path), self.plan.dumps().encode())
             if report is not None:
                 self._stage_report(report, transaction)
             return [*files, plan_path(path), *([] if report is None else [Path(report)])]
+
+    def _stage(self, path: Path, transaction: writer.Transaction) -> list[Path]:
+        if path.suffix != ".safetensors":
+            return writer.stage(self.ir, path, transaction)
+        if self.state.loaded.torch is None:
+            raise OutputError(f"cannot write '{path}': only torch modules are saved as .safetensors, write an .onnx file")
+        from graphprune.backends.inplace import stage
+
+        stage(self.module, path, transaction)
+        return [path]
 
     def report(self, path: str | os.PathLike[str]) -> Path:
         """Write what was decided and found as one HTML file that needs nothing else.
@@ -151,15 +171,6 @@ class Result:
     def proto(self) -> onnx.ModelProto:
         """The smaller model as an ``onnx.ModelProto``."""
         return writer.to_proto(self.ir)
-
-
-def _cut_module(state: State) -> Any:
-    """The smaller torch module of a finished run."""
-    try:
-        backend = importlib.import_module("graphprune.backends.inplace")
-    except ImportError as error:
-        raise GraphPruneError(f"the torch module cannot be cut here ({error}): use result.ir") from error
-    return backend.cut_module(state)
 
 
 def load_any(source: Any, example_inputs: Any = None, dynamic_shapes: Any = None) -> Loaded:
@@ -289,6 +300,7 @@ def prune(
     data: str | os.PathLike[str] | None = None,
     inplace: bool = True,
     dynamic_shapes: Any = None,
+    optimizer: Any = None,
     **options: Any,
 ) -> Result:
     """Cut a model and prove the cut.
@@ -317,6 +329,8 @@ def prune(
         Cut the given torch module itself; otherwise a deep copy of it, and the given one stays as it is.
     dynamic_shapes
         For a torch source, as ``torch.export.export`` takes it.
+    optimizer
+        A ``torch.optim.Optimizer`` of the module's parameters: what it keeps of them is cut as they are.
     **options
         The other fields of :class:`graphprune.Options`: ``combine``, ``scope``, ``grain``, ``align``, ``exact``, ``seed``, ...
 
@@ -336,6 +350,8 @@ def prune(
         )  # fmt: skip
     except TypeError as error:
         raise UsageError(f"{error}".replace("Options.__init__()", "prune()")) from error
+    if not inplace and optimizer is not None:
+        raise UsageError("an optimizer is cut with the module that it trains: leave inplace=False or optimizer out")
     if not inplace and factory.is_torch(source):
         source = factory.copy_of(source)
     if progress is not None:
@@ -348,6 +364,13 @@ def prune(
     else:
         state = run_state(loaded, chosen, progress)
     result = Result(state)
+    if loaded.torch is not None:
+        state.progress("cutting the module", 0.0)
+        try:
+            result.cut_module(optimizer)
+        except GraphPruneError as error:
+            state.note(f"the torch module is left as it was, only result.ir is smaller: {error}")
+            result.plan.notes = list(state.notes)
     if chosen.eval is not None:
         evaluate(result, chosen.eval)
     return result
@@ -413,140 +436,4 @@ def _numbers(value: Any, target: str) -> float | dict[str, float]:
         ) from error
 
 
-def dead_from_plan(state: State, plan: Plan) -> np.ndarray[Any, Any]:
-    """Which units a plan removed, bool[n_units].
-
-    Raises
-    ------
-    UsageError
-        The plan removes indices that this model does not let go, or names tensors it does not have.
-    """
-    coupling = state.need_coupling()
-    # What was folded from constants is no tensor of the file and stands in no plan.
-    by_name = {plan_name(value): value for value in coupling.constants if DERIVED not in value.meta}
-    dead = np.ones(coupling.n_units, np.bool_)
-    for name in plan.tensors:
-        if name not in by_name:
-            raise UsageError(
-                f"the plan names tensor '{name}', which the source does not have: is it another model's plan?"
-            )
-    for name, value in by_name.items():
-        shape = state.need_facts().shape(value) or ()
-        entry = plan.tensors.get(name, {"shape": list(shape), "kept": {}})
-        if list(entry.get("shape", ())) != list(shape):
-            raise UsageError(f"tensor '{name}' has shape {list(shape)}, the plan says {entry.get('shape')}")
-        for axis, n in enumerate(shape):
-            rows = coupling.rows(value, axis)
-            kept = np.asarray(entry.get("kept", {}).get(str(axis), range(n)), np.int64)
-            if kept.size == 0 or kept.min() < 0 or kept.max() >= n:
-                raise UsageError(f"tensor '{name}' axis {axis}: the plan keeps indices outside 0..{n - 1}, or none")
-            alive = rows[kept]
-            dead[alive[alive >= 0]] = False
-    return dead
-
-
-def verify(source: Any, cut: str | os.PathLike[str], plan: str | os.PathLike[str] | None = None) -> dict[str, Any]:
-    """Prove that a cut model on disk equals the masked original of its source, by the plan beside it.
-
-    Returns
-    -------
-    dict
-        ``max_rel_error``, ``tolerance``, ``passed``, ``exact_units``, ``inexact_units``; ``recovered`` where weights were
-        re-fitted after the cut: the proof is then of the cut as the plan replays it, and of the file's sizes.
-
-    Raises
-    ------
-    VerificationError
-        It does not.
-    """
-    read = Plan.load(plan_path(cut) if plan is None else plan)
-    shapes = {name: tuple(shape) for name, shape in dict(read.options.get("shapes", {})).items()}
-    state = State(load_any(source), Options(shapes=shapes))
-    recorded = read.source.get("sha256")
-    if recorded and state.loaded.sha256 and recorded != state.loaded.sha256:
-        raise UsageError("the source is not the file the plan was made from (sha256 differs): give the original")
-    for one in build_passes(("l1",))[:1]:
-        one.run(state)
-    Couple().run(state)
-    state.dead = dead_from_plan(state, read)
-    from graphprune.costs import CostModel
-
-    costs = CostModel(state.model, state.need_coupling(), state.need_facts())
-    state.before, state.after = costs.price(), costs.price(state.dead)
-    Rewrite().run(state)
-    given = load_any(cut).model
-    _check_ends(state.model, given)
-    assert state.rewriter is not None and state.cut is not None and state.plan is not None
-    if state.plan.tensors != {k: {"shape": list(v["shape"]), "kept": v["kept"]} for k, v in read.tensors.items()}:
-        raise VerificationError("the plan is not one that this model's coupling allows: some tensors are cut alone")
-    # A recovered model computes something else by intention: what is proved is the cut that it started from.
-    recovery = read.recovery if isinstance(read.recovery, Mapping) else {}
-    changed, dropped = (frozenset(map(str, recovery.get(key) or ())) for key in ("tensors", "dropped"))
-    _check_weights(state.cut, given, changed, dropped)
-    from graphprune.calibration import samples_for
-    from graphprune.masking import masked_original
-
-    check = Verify()
-    feeds = list(samples_for(state, n=check.count(state)))
-    masked = masked_original(state.rewriter)
-    try:
-        for outputs in run_all(given, feeds if changed else feeds[:1]):
-            _check_finite_outputs(outputs, changed)
-        worst, where = compare(masked, state.cut if changed else given, feeds)
-    except (ModelError, DataError, UsageError) as error:
-        run_all(masked, feeds)  # raises what is wrong with the source, if it is the source
-        raise VerificationError(f"the cut model does not run on the source's inputs: {error}") from error
-    allowed = tolerance_of(state.model)
-    report = {**state.plan.verify, "max_rel_error": worst, "tolerance": allowed, "passed": bool(worst <= allowed)}
-    report["recovered"] = len(changed)
-    if not report["passed"]:
-        raise VerificationError(f"output '{where}' differs by {worst:.2g} of its maximum (allowed {allowed:g})")
-    return report
-
-
-def _check_ends(source: ir.Model, given: ir.Model) -> None:
-    """The cut file takes and gives what its source does."""
-    for what in ("inputs", "outputs"):
-        ours, theirs = ([str(v.name) for v in getattr(m.graph, what)] for m in (source, given))
-        if ours != theirs:
-            raise VerificationError(
-                f"the cut model's {what} are {', '.join(theirs) or 'none'}, the source's are "
-                f"{', '.join(ours) or 'none'}: is it a cut of another model?"
-            )
-
-
-def _constants(model: ir.Model) -> dict[tuple[int, str], ir.Value]:
-    """Constants of all graphs of a model, by the number of their graph and their name."""
-    return {(i, name): value for i, graph in enumerate(model.graphs()) for name, value in graph.initializers.items()}
-
-
-def _bits(tensor: ir.TensorProtocol) -> np.ndarray[Any, Any]:
-    """Contents to compare bit for bit: NaN and -0.0 count as well. Strings as they are."""
-    flat = tensor.numpy().reshape(-1)
-    return flat if flat.dtype == object else flat.view(np.uint8)
-
-
-def _check_finite_outputs(outputs: Mapping[str, np.ndarray[Any, Any]], changed: frozenset[str]) -> None:
-    """A recovered model gives numbers."""
-    bad = [name for name, array in outputs.items() if array.dtype.kind == "f" and not np.isfinite(array).all()]
-    if bad and changed:
-        raise VerificationError(f"output '{bad[0]}' of the recovered model is not finite")
-
-
-def _check_weights(expected: ir.Model, given: ir.Model, changed: frozenset[str], dropped: frozenset[str]) -> None:
-    """Every weight of the cut file is the source's at the kept indices; sizes only of those that recovery changed."""
-    theirs = _constants(given)
-    for (number, name), value in _constants(expected).items():
-        other = theirs.get((number, name))
-        if other is None and name in dropped:
-            continue
-        if other is None or other.const_value is None or value.const_value is None:
-            raise VerificationError(f"the cut model lacks tensor '{name}'")
-        a, b = value.const_value, other.const_value
-        if a.dtype != b.dtype or tuple(a.shape) != tuple(b.shape):
-            raise VerificationError(f"tensor '{name}' has shape {list(b.shape)} where the plan gives {list(a.shape)}")
-        if name not in changed and a.size and not np.array_equal(_bits(a), _bits(b)):
-            raise VerificationError(f"tensor '{name}' does not hold the source's values at the kept indices")
-
-
-__all__ = ["GraphPruneError", "Result", "inspect", "prune", "verify"]
+__all__ = ["GraphPruneError", "Result", "inspect", "prune"]

@@ -42,13 +42,14 @@ class Plan:
     scores: dict[str, Any] = field(default_factory=dict)
     recovery: dict[str, Any] = field(default_factory=dict)
     fidelity: dict[str, Any] = field(default_factory=dict)
+    attributes: dict[str, Any] = field(default_factory=dict)
     graphprune: str = ""
     schema: int = SCHEMA
 
     def to_json(self) -> dict[str, Any]:
         """The plan as plain JSON data."""
         keys = ("schema", "graphprune", "source", "options", "before", "after", "tensors", "groups", "frozen",
-                "verify", "notes", "scores", "recovery", "fidelity")  # fmt: skip
+                "verify", "notes", "scores", "recovery", "fidelity", "attributes")  # fmt: skip
         return {key: getattr(self, key) for key in keys}
 
     def dumps(self) -> str:
@@ -80,7 +81,7 @@ class Plan:
         shapes = data["options"].get("shapes", {})
         if not (isinstance(shapes, Mapping) and all(map(_is_indices, shapes.values()))):
             raise UsageError(f"{where}: 'shapes' in its options is damaged: it must be input name -> list of sizes")
-        optional = ("groups", "frozen", "verify", "notes", "scores", "recovery", "fidelity", "graphprune")
+        optional = ("groups", "frozen", "verify", "notes", "scores", "recovery", "fidelity", "attributes", "graphprune")
         keys = {key: data[key] for key in (*required, *optional) if key in data}
         return cls(**keys)
 
@@ -104,7 +105,7 @@ class Plan:
 def plan_path(model_path: str | os.PathLike[str]) -> Path:
     """Where the plan of ``out.onnx`` lies: ``out.plan.json``."""
     path = Path(model_path)
-    return path.with_name((path.stem if path.suffix == ".onnx" else path.name) + ".plan.json")
+    return path.with_name((path.stem if path.suffix in (".onnx", ".safetensors") else path.name) + ".plan.json")
 
 
 def _is_indices(value: Any) -> bool:

@@ -20,10 +20,11 @@ from graphprune.frontends.onnx import SOURCE_FILES, Loaded, load
 from graphprune.frontends.onnx_normal import normalize
 from graphprune.frontends.torch_export import PREFIX, Export, convert, export, quiet
 from graphprune.frontends.torch_inputs import Outputs, call_of, flatten
-from graphprune.frontends.torch_source import TRACE, TorchSource
+from graphprune.frontends.torch_source import SCOPE, TRACE, TorchSource
 from graphprune.plan import DERIVED
 
 _TRACE_PROPERTY = "pkg.torch.onnx.stack_trace"
+_SCOPE_PROPERTY = "pkg.torch.onnx.name_scopes"
 
 
 def is_torch(source: Any) -> bool:
@@ -113,10 +114,9 @@ def _loaded(
     if result.outputs is not None and len(result.outputs.names) == len(model.graph.outputs):
         _drop_state(model, result.outputs.plain)
     for node in model.graph.all_nodes():
-        trace = node.metadata_props.get(_TRACE_PROPERTY)
+        found = {TRACE: node.metadata_props.get(_TRACE_PROPERTY), SCOPE: node.metadata_props.get(_SCOPE_PROPERTY)}
         node.metadata_props.clear()
-        if trace:
-            node.meta[TRACE] = trace
+        node.meta.update({key: text for key, text in found.items() if text})
     if model.functions:
         model = load(model).model
     else:

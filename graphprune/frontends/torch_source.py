@@ -8,6 +8,9 @@ from typing import Any
 
 import numpy as np
 
+SCOPE = "graphprune.torch_scope"
+"""Key in ``Node.meta``: names of the modules around a node, outermost first, then the node's own, as text of a list."""
+
 TRACE = "graphprune.torch_trace"
 """Key in ``Node.meta``: the lines of the user's code that a node was made from, innermost last."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -36,7 +37,7 @@ class Canonicalize(Pass):
         RemoveUnusedNodesPass()(state.model)
         before = dict(state.model.graph.initializers)
         users = {name: [node for node, _ in value.uses()] for name, value in before.items()}
-        if fold_constants(state.model):
+        if fold_constants(state.model, FOLDED if state.loaded.torch is None else FOLDED_OF_MODULES):
             RemoveUnusedNodesPass()(state.model)
             for name, value in before.items():
                 if name not in state.model.graph.initializers and users[name]:
@@ -79,11 +80,14 @@ class Canonicalize(Pass):
 
 #: Families of ops that look across the axes of what they are given.
 FOLDED = ("linear", "reduce")
+#: Those of a torch module: learned queries that pass through layers are layers' inputs there, not weights, and the
+#: layers that only they pass through stay, to be cut and trained.
+FOLDED_OF_MODULES = ("reduce",)
 #: Results larger than this many elements are left to be computed.
 LARGEST = 1 << 24
 
 
-def fold_constants(model: ir.Model) -> int:
+def fold_constants(model: ir.Model, families: Collection[str] = FOLDED) -> int:
     """Compute in advance what looks across the axes of parameters: norms of weight normalisation, tables.
 
     What constants alone make is part of the trained network: it must not change when some of what it was
@@ -98,7 +102,7 @@ def fold_constants(model: ir.Model) -> int:
         if rule is None or subgraphs(node) or rule.family in ("frozen", "control"):
             continue
         parameters.update(node.outputs)
-        if rule.family not in FOLDED:
+        if rule.family not in families:
             continue
         for value in node.outputs:
             array = None if value.is_graph_output() or not value.uses() else evaluate_parameter(model, value)

@@ -1,0 +1,101 @@
+"""The user's own torch module made smaller where it lies, or a graph in its place where its code does not allow that."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from graphprune.backends.inplace.cutting import cut_in_place, proof_of
+from graphprune.backends.inplace.graph import CutGraph, graph_module
+from graphprune.backends.inplace.saved import load, stage
+from graphprune.backends.inplace.solve import Declined
+from graphprune.errors import GraphPruneError
+from graphprune.frontends.torch import load_module
+from graphprune.passes.base import State
+from graphprune.replay import replay
+
+__all__ = ["CutGraph", "Declined", "cut_in_place", "cut_module", "load", "stage"]
+
+
+def cut_module(state: State, optimizer: Any = None) -> Any:
+    """The smaller torch module of a finished run.
+
+    Parameters
+    ----------
+    state
+        Of a run on a torch module.
+    optimizer
+        A ``torch.optim.Optimizer`` whose state of the module's parameters is cut as they are.
+
+    Returns
+    -------
+    torch.nn.Module
+        The module that was given, cut in place; or, where its code does not allow it, a `CutGraph` that is called as it
+        was. A note says which line of code stood against it, and the module itself is as it was then.
+    """
+    source, plan = state.loaded.torch, state.plan
+    assert source is not None and plan is not None
+    try:
+        done = cut_in_place(state, optimizer)
+    except Declined as error:
+        module, is_open = fall_back(state, error.told())
+        plan.attributes = {"kind": "graph", "reason": error.told(), "open": is_open}
+        if optimizer is not None:
+            state.note("the optimizer still holds the parameters of the source: make a new one for result.module")
+        return module
+    plan.attributes = {"kind": "module", "class": type(source.module).__name__, "mended": done.attributes}
+    plan.verify["module"] = done.error
+    if done.stale:
+        state.note(
+            f"a loss or output from before the cut is still alive and holds {len(done.stale)} parameters at their old "
+            f"sizes ('{done.stale[0]}'): delete it before the next backward()"
+        )
+    return source.module
+
+
+def fall_back(state: State, reason: str) -> tuple[Any, bool]:
+    """The cut graph as a torch module, proved like one that was cut in place; whether it takes any batch size."""
+    source = state.loaded.torch
+    assert source is not None and state.cut is not None
+    if source.module is None:
+        to_module = importlib.import_module("graphprune.backends.torch").to_module
+        state.note("an ExportedProgram has no code to keep: result.module is a graph")
+        return to_module(state.cut), False
+    proof = proof_of(state)
+    result = proof.call(source.module).run()
+    cut = open_batch(state)
+    what = "" if cut is not None else "; it takes the example's batch size only"
+    module = graph_module(cut or state.cut, source.module, source.args, source.kwargs, result, reason)
+    try:
+        proof.check(module, proof.wanted(state.cut), state.cut)
+    except Declined as error:
+        if cut is None:
+            raise GraphPruneError(f"{error.told()}: neither the module nor its graph could be cut; use result.ir") from error
+        cut, what = None, "; it takes the example's batch size only"
+        module = graph_module(state.cut, source.module, source.args, source.kwargs, result, reason)
+        proof.check(module, proof.wanted(state.cut), state.cut)
+    state.note(f"the module's own code does not allow the cut, result.module is a graph{what}. {reason}")
+    return module, cut is not None
+
+
+def open_batch(state: State) -> ir.Model | None:
+    """The same cut of a graph that takes any batch size; None where torch cannot export one."""
+    source = state.loaded.torch
+    assert source is not None and state.plan is not None and state.cut is not None
+    try:
+        loaded = load_module(source.module, (source.args, source.kwargs), dynamic_batch=True)
+        if all(isinstance(n, int) for value in loaded.model.graph.inputs for n in (value.shape or ())):
+            return None
+        again = replay(loaded, state.plan)
+        if again.plan is None or again.plan.tensors != state.plan.tensors or again.cut is None:
+            return None
+        for name, value in again.cut.graph.initializers.items():
+            known = state.cut.graph.initializers.get(name)
+            if known is not None and known.const_value is not None and name in source.aliases:
+                value.const_value = ir.Tensor(np.array(known.const_value.numpy()), name=name)
+    except GraphPruneError:
+        return None
+    return again.cut

@@ -1,0 +1,111 @@
+"""``gp.verify``: the proof of a cut on disk, once more, from its plan."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from graphprune.errors import DataError, ModelError, UsageError, VerificationError
+from graphprune.passes.verify import Verify, compare, run_all, tolerance_of
+from graphprune.pipeline import load_any
+from graphprune.plan import Plan, plan_path
+from graphprune.replay import replay
+
+
+def verify(source: Any, cut: str | os.PathLike[str], plan: str | os.PathLike[str] | None = None) -> dict[str, Any]:
+    """Prove that a cut model on disk equals the masked original of its source, by the plan beside it.
+
+    Returns
+    -------
+    dict
+        ``max_rel_error``, ``tolerance``, ``passed``, ``exact_units``, ``inexact_units``; ``recovered`` where weights were
+        re-fitted after the cut: the proof is then of the cut as the plan replays it, and of the file's sizes.
+
+    Raises
+    ------
+    VerificationError
+        It does not.
+    """
+    read = Plan.load(plan_path(cut) if plan is None else plan)
+    loaded = load_any(source)
+    recorded = read.source.get("sha256")
+    if recorded and loaded.sha256 and recorded != loaded.sha256:
+        raise UsageError("the source is not the file the plan was made from (sha256 differs): give the original")
+    state = replay(loaded, read)
+    given = load_any(cut).model
+    _check_ends(state.model, given)
+    assert state.rewriter is not None and state.cut is not None and state.plan is not None
+    if state.plan.tensors != {k: {"shape": list(v["shape"]), "kept": v["kept"]} for k, v in read.tensors.items()}:
+        raise VerificationError("the plan is not one that this model's coupling allows: some tensors are cut alone")
+    # A recovered model computes something else by intention: what is proved is the cut that it started from.
+    recovery = read.recovery if isinstance(read.recovery, Mapping) else {}
+    changed, dropped = (frozenset(map(str, recovery.get(key) or ())) for key in ("tensors", "dropped"))
+    _check_weights(state.cut, given, changed, dropped)
+    from graphprune.calibration import samples_for
+    from graphprune.masking import masked_original
+
+    check = Verify()
+    feeds = list(samples_for(state, n=check.count(state)))
+    masked = masked_original(state.rewriter)
+    try:
+        for outputs in run_all(given, feeds if changed else feeds[:1]):
+            _check_finite_outputs(outputs, changed)
+        worst, where = compare(masked, state.cut if changed else given, feeds)
+    except (ModelError, DataError, UsageError) as error:
+        run_all(masked, feeds)  # raises what is wrong with the source, if it is the source
+        raise VerificationError(f"the cut model does not run on the source's inputs: {error}") from error
+    allowed = tolerance_of(state.model)
+    report = {**state.plan.verify, "max_rel_error": worst, "tolerance": allowed, "passed": bool(worst <= allowed)}
+    report["recovered"] = len(changed)
+    if not report["passed"]:
+        raise VerificationError(f"output '{where}' differs by {worst:.2g} of its maximum (allowed {allowed:g})")
+    return report
+
+
+def _check_ends(source: ir.Model, given: ir.Model) -> None:
+    """The cut file takes and gives what its source does."""
+    for what in ("inputs", "outputs"):
+        ours, theirs = ([str(v.name) for v in getattr(m.graph, what)] for m in (source, given))
+        if ours != theirs:
+            raise VerificationError(
+                f"the cut model's {what} are {', '.join(theirs) or 'none'}, the source's are "
+                f"{', '.join(ours) or 'none'}: is it a cut of another model?"
+            )
+
+
+def _constants(model: ir.Model) -> dict[tuple[int, str], ir.Value]:
+    """Constants of all graphs of a model, by the number of their graph and their name."""
+    return {(i, name): value for i, graph in enumerate(model.graphs()) for name, value in graph.initializers.items()}
+
+
+def _bits(tensor: ir.TensorProtocol) -> np.ndarray[Any, Any]:
+    """Contents to compare bit for bit: NaN and -0.0 count as well. Strings as they are."""
+    flat = tensor.numpy().reshape(-1)
+    return flat if flat.dtype == object else flat.view(np.uint8)
+
+
+def _check_finite_outputs(outputs: Mapping[str, np.ndarray[Any, Any]], changed: frozenset[str]) -> None:
+    """A recovered model gives numbers."""
+    bad = [name for name, array in outputs.items() if array.dtype.kind == "f" and not np.isfinite(array).all()]
+    if bad and changed:
+        raise VerificationError(f"output '{bad[0]}' of the recovered model is not finite")
+
+
+def _check_weights(expected: ir.Model, given: ir.Model, changed: frozenset[str], dropped: frozenset[str]) -> None:
+    """Every weight of the cut file is the source's at the kept indices; sizes only of those that recovery changed."""
+    theirs = _constants(given)
+    for (number, name), value in _constants(expected).items():
+        other = theirs.get((number, name))
+        if other is None and name in dropped:
+            continue
+        if other is None or other.const_value is None or value.const_value is None:
+            raise VerificationError(f"the cut model lacks tensor '{name}'")
+        a, b = value.const_value, other.const_value
+        if a.dtype != b.dtype or tuple(a.shape) != tuple(b.shape):
+            raise VerificationError(f"tensor '{name}' has shape {list(b.shape)} where the plan gives {list(a.shape)}")
+        if name not in changed and a.size and not np.array_equal(_bits(a), _bits(b)):
+            raise VerificationError(f"tensor '{name}' does not hold the source's values at the kept indices")
