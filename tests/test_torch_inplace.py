@@ -300,7 +300,7 @@ def test_loading_into_the_wrong_module_is_told(tmp_path):
 
 
 def test_recovered_weights_go_into_the_module():
-    module, example = build("mlp")
+    module, _ = build("mlp")
     result = gp.prune(module, torch.randn(64, 6), passes=["l1", "recover"], rate=0.5)
     assert result.plan.recovery["used"] and result.module is module
     recovered = result.plan.recovery["tensors"]

@@ -16,7 +16,7 @@ from graphprune.backends.inplace.attention import adapt, give_back
 from graphprune.backends.inplace.expect import expected
 from graphprune.backends.inplace.holders import Path, put_back, write
 from graphprune.backends.inplace.layers import follow
-from graphprune.backends.inplace.proof import Proof, runs
+from graphprune.backends.inplace.proof import Proof
 from graphprune.backends.inplace.solve import Declined, Search, describe
 from graphprune.backends.inplace.tensors import (
     Sliced,
@@ -29,10 +29,10 @@ from graphprune.cut import Rewriter
 from graphprune.errors import GraphPruneError
 from graphprune.frontends.torch_source import TorchSource
 from graphprune.passes.base import State
-from graphprune.passes.verify import tolerance_of
+from graphprune.passes.verify import HEAVY, tolerance_of
 
 #: Solutions that are proved before a module is given up.
-MOST_PROOFS = 6
+MOST_PROOFS = 10
 
 
 @dataclass(frozen=True)
@@ -103,10 +103,9 @@ def proof_of(state: State) -> Proof:
     source = state.loaded.torch
     assert source is not None
     names = [str(value.name) for value in state.model.graph.inputs]
-    proof = Proof.of(source.module, source.args, source.kwargs, names, max(tolerance_of(state.model), 1e-4))
-    if not runs(state.model, proof):
-        del proof.inputs[1:]
-    return proof
+    tolerance = max(tolerance_of(state.model), 1e-4)
+    light = state.before is None or state.before.macs <= HEAVY
+    return Proof.of(source.module, source.args, source.kwargs, names, tolerance, twice=light)
 
 
 def _solve(

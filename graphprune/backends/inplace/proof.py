@@ -39,11 +39,11 @@ class Proof:
 
     @classmethod
     def of(cls, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], names: Sequence[str],
-           tolerance: float) -> Proof:  # fmt: skip
-        """The inputs for a module's example call."""
+           tolerance: float, *, twice: bool = True) -> Proof:  # fmt: skip
+        """The inputs for a module's example call, and with ``twice`` for another like it."""
         flat = flatten(module, args, kwargs)
         own = [tensor.detach() for tensor in flat.tensors]
-        return cls(flat, names, tolerance, [own, others(own)])
+        return cls(flat, names, tolerance, [own, others(own)] if twice else [own])
 
     def call(self, module: torch.nn.Module, number: int = 0) -> Call:
         """A call with one of the inputs, each time with copies of its own."""
@@ -54,10 +54,20 @@ class Proof:
         return {name: as_array(tensor) for name, tensor in zip(self.names, self.inputs[number], strict=True)}
 
     def wanted(self, model: ir.Model) -> list[Arrays]:
-        """What a graph gives for each of the inputs."""
+        """What a graph gives for each of the inputs; a second one that it does not take is left out."""
         runner = Runner(model)
         names = [str(value.name) for value in model.graph.outputs]
-        return [[np.asarray(out[name]) for name in names] for out in (runner.run(self.feed(i)) for i in range(len(self.inputs)))]
+        found: list[Arrays] = []
+        for number in range(len(self.inputs)):
+            try:
+                out = runner.run(self.feed(number))
+            except GraphPruneError:
+                if not number:
+                    raise
+                del self.inputs[number:]
+                break
+            found.append([np.asarray(out[name]) for name in names])
+        return found
 
     def check(self, module: torch.nn.Module, wanted: Sequence[Arrays], model: ir.Model) -> float:
         """Compare a module with what a graph gives.
@@ -117,12 +127,3 @@ def others(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         else:
             out.append(tensor)
     return out
-
-
-def runs(model: ir.Model, proof: Proof) -> bool:
-    """Whether the source graph takes the second input; the example alone is compared on where it does not."""
-    try:
-        Runner(model).run(proof.feed(1))
-    except GraphPruneError:
-        return False
-    return True

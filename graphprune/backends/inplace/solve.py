@@ -20,7 +20,7 @@ from graphprune.backends.inplace.watch import Recorder, Script, Solver, Stuck, W
 from graphprune.frontends.torch_export import left_as_it_was, quiet
 
 #: Runs of the module with its tensors cut, over all ways that are tried.
-MOST_RUNS = 24
+MOST_RUNS = 40
 _MOST_ROUNDS = 6
 #: Words in the names of sizes, and of other numbers. They only decide on numbers that nothing was computed with.
 _SIZE = re.compile(r"dim|size|channel|feature|width|head|group|hidden|embed|plane|inner|units|filters|^(in|out|num|n|d)_")
@@ -58,8 +58,15 @@ class Call:
     def run(self) -> Any:
         """What the module gives."""
         args, kwargs = self.make()
-        with left_as_it_was(self.module), torch.no_grad(), torch.random.fork_rng(devices=[]), quiet():
-            return self.module(*args, **kwargs)
+        buffers = [(one, one.detach().clone(), one._version) for one in self.module.buffers()]
+        try:
+            with left_as_it_was(self.module), torch.no_grad(), torch.random.fork_rng(devices=[]), quiet():
+                return self.module(*args, **kwargs)
+        finally:
+            with torch.no_grad():
+                for one, before, version in buffers:
+                    if one._version != version and one.shape == before.shape:
+                        one.copy_(before)
 
 
 @dataclass
