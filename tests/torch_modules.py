@@ -617,3 +617,23 @@ def literal_slice():
             return self.b(v[:, :12] * torch.sigmoid(v[:, 12:]))
 
     return Net(), x(4, 6)
+
+
+@fixed("v.view(b, t, 4, -1)")
+def literal_number_of_heads():
+    """Runs without any error after the cut, with the wrong heads."""
+
+    class Silent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.q, self.k, self.v, self.o = (nn.Linear(24, 24) for _ in range(4))
+
+        def forward(self, v):
+            q, k, w = self.heads(self.q(v)), self.heads(self.k(v)), self.heads(self.v(v))
+            return self.o((torch.softmax(q @ k.mT / 3, -1) @ w).transpose(1, 2).flatten(2))
+
+        def heads(self, v):
+            b, t, _ = v.shape
+            return v.view(b, t, 4, -1).transpose(1, 2)
+
+    return Between(Silent(), 24), x(2, 5, 6)

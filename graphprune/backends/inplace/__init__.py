@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from graphprune.backends.inplace.cutting import cut_in_place, proof_of
 from graphprune.backends.inplace.graph import CutGraph, graph_module
 from graphprune.backends.inplace.saved import load, stage
 from graphprune.backends.inplace.solve import Declined
+from graphprune.backends.torch import to_module
 from graphprune.errors import GraphPruneError
 from graphprune.frontends.torch import load_module
 from graphprune.passes.base import State
@@ -61,7 +61,6 @@ def fall_back(state: State, reason: str) -> tuple[Any, bool]:
     source = state.loaded.torch
     assert source is not None and state.cut is not None
     if source.module is None:
-        to_module = importlib.import_module("graphprune.backends.torch").to_module
         state.note("an ExportedProgram has no code to keep: result.module is a graph")
         return to_module(state.cut), False
     proof = proof_of(state)

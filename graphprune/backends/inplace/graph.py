@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -11,7 +10,7 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from graphprune.errors import UsageError
+from graphprune.backends.torch import to_module
 from graphprune.frontends.torch_inputs import Flat, Slot, Tree, flatten, outputs_of, take_tree
 
 _DEPTH = 8
@@ -92,10 +91,6 @@ def graph_module(
     result
         What the source gives for its example call: its structure becomes the graph's.
     """
-    try:
-        to_module = importlib.import_module("graphprune.backends.torch").to_module
-    except ImportError as error:
-        raise UsageError(f"{reason}; and a graph cannot be made into a torch module here ({error})") from error
     flat = flatten(module, args, kwargs)
     given = outputs_of(result).tensors
     count = len(cut.graph.outputs)

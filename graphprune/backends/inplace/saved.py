@@ -100,6 +100,11 @@ def load(path: str | os.PathLike[str], module: nn.Module, example_inputs: Any = 
         adapted.extend(adapt(module, plan.tensors))
         sliced.cut(module, plan.tensors)
         undo.extend(mend(module, _changes(module, plan)))
+        for name, tensor in named_tensors(module).items():
+            new = tensors.get(name)
+            # Indices into an axis that was cut: fewer of them, and other ones.
+            if new is not None and new.shape != tensor.shape and not (new.is_floating_point() or name in plan.tensors):
+                sliced.put(name, tensor, new.to(dtype=tensor.dtype, device=tensor.device))
         _fill(module, tensors, path)
     except BaseException:
         put_back(undo)

@@ -78,6 +78,7 @@ class Search:
     slots: list[Slot] = field(default_factory=list)
     recorder: Recorder | None = None
     reasons: list[Declined] = field(default_factory=list)
+    suspect: Stuck | None = None
 
     def record(self) -> None:
         """Run the source once, and see what its numbers are used for. To be called before its tensors are cut."""
@@ -94,7 +95,8 @@ class Search:
         while runs < MOST_RUNS:
             values = self._start()
             for number in range(_MOST_ROUNDS):
-                solver = Solver(self.slots, values, self.recorder.events, self.graph, script, number == 0)
+                solver = Solver(self.slots, values, self.recorder.events, self.graph, script, number == 0,
+                                others=self.recorder.others)  # fmt: skip
                 runs += 1
                 try:
                     self._watched(solver)
@@ -106,6 +108,7 @@ class Search:
                                                  line_of(error)))  # fmt: skip
                     break
                 if not solver.changed:
+                    self.suspect = solver.suspect
                     yield self._changes(values, solver.used | scales)
                     break
             else:
@@ -116,6 +119,8 @@ class Search:
     def blame(self, error: Exception) -> Declined:
         """A failed proof with the line of code that it came from, where the error itself tells."""
         if isinstance(error, Declined):
+            if error.line is None and self.suspect is not None:
+                return Declined(f"{error}; first, {self.suspect}", self.suspect.line)
             return error
         return Declined(" ".join(f"{type(error).__name__}: {error}".split())[:300], line_of(error))
 
@@ -147,7 +152,7 @@ class Search:
             board.stack = stack
             undo = install(self.call.module, replace)
             try:
-                with Watch(board.call):
+                with Watch(board.call, board.other):
                     self.call.run()
             finally:
                 put_back(undo)

@@ -69,18 +69,22 @@ def shapes_of(result: Any) -> tuple[Shape, ...]:
 
 
 class Watch(TorchFunctionMode):
-    """Hands every call that a size takes part in to ``handler``."""
+    """Hands every call that a size takes part in to ``handler``, and shows the results of all others to ``other``."""
 
-    def __init__(self, handler: Callable[[Callable[..., Any], Any, Any], Any]) -> None:
+    def __init__(
+        self, handler: Callable[[Callable[..., Any], Any, Any], Any], other: Callable[[Callable[..., Any], Any], None]
+    ) -> None:
         super().__init__()
-        self._handler = handler
+        self._handler, self._other = handler, other
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         if contains(args) or (kwargs and contains(dict(kwargs))):
             return self._handler(func, args, dict(kwargs or {}))
-        return func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        self._other(func, result)
+        return result
 
 
 @contextmanager
@@ -116,6 +120,7 @@ class Recorder:
     stack: list[tuple[str, ...]] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
     scales: set[int] = field(default_factory=set)
+    others: dict[tuple[str, ...], list[tuple[str, tuple[Shape, ...]]]] = field(default_factory=dict)
 
     def size(self, slot: int) -> Size:
         """The number in a slot."""
@@ -129,6 +134,12 @@ class Recorder:
         event = Event(_name(func), modules, lines, shapes_of(result), origins=origins((args, kwargs)))
         self.events.append(event)
         return result
+
+    def other(self, func: Callable[..., Any], result: Any) -> None:
+        """Note what a call gave that no size took part in."""
+        if shapes := shapes_of(result):
+            modules = self.stack[-1] if self.stack else ("",)
+            self.others.setdefault(modules, []).append((_name(func), shapes))
 
     def compared(self, function: Callable[[Any, Any], bool], left: Any, right: Any) -> bool:
         """Note a comparison, and make it."""
@@ -198,7 +209,10 @@ class Solver:
     stack: list[tuple[str, ...]] = field(default_factory=list)
     used: set[int] = field(default_factory=set)
     changed: bool = False
+    others: Mapping[tuple[str, ...], Sequence[tuple[str, tuple[Shape, ...]]]] = field(default_factory=dict)
+    suspect: Stuck | None = None
     _queues: dict[tuple[str, ...], deque[Event]] = field(default_factory=dict)
+    _places: dict[tuple[str, ...], int] = field(default_factory=dict)
 
     def size(self, slot: int) -> Size:
         """The number in a slot."""
@@ -257,6 +271,25 @@ class Solver:
             except ArithmeticError:
                 continue
         return result
+
+    def other(self, func: Callable[..., Any], result: Any) -> None:
+        """Remember the first call without any size of an attribute that gives a shape the graph does not have there."""
+        shapes = shapes_of(result)
+        if self.suspect is not None or not shapes:
+            return
+        modules = self.stack[-1] if self.stack else ("",)
+        place = self._places.get(modules, 0)
+        known = self.others.get(modules, ())
+        self._places[modules] = place + 1
+        if place >= len(known) or known[place][0] != _name(func):
+            return
+        for before, after in zip(known[place][1], shapes, strict=False):
+            wanted = self.graph.of_call(modules, before, frozenset())
+            if wanted is None or after in wanted:
+                continue
+            told = f"{_name(func)} gives shape {list(after)} where the cut graph has {list(min(wanted))}"
+            self.suspect = Stuck(told, next(user_lines(sys._getframe(1)), None))
+            return
 
     def lost(self, formula: Formula) -> None:
         """Noted in the source's run."""
