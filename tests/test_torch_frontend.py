@@ -81,12 +81,16 @@ def worst(module, source, model):
     return max(errors)
 
 
+#: Modules that torch cannot copy: the given one is cut.
+NO_COPY = {"weight_norm_old"}
+
+
 @pytest.mark.parametrize("name", sorted(NETS))
 def test_cut_equals_masked_module(name):
     module, example = build(name)
     module.train()
     reference = {key: value.clone() for key, value in module.state_dict().items()}
-    result = gp.prune(module, example, rate=0.4, scope="group", exact=True)
+    result = gp.prune(module, example, rate=0.4, scope="group", exact=True, inplace=name in NO_COPY)
     source = result.state.loaded.torch
     assert result.plan.tensors and result.plan.verify["passed"]
     known = {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers(remove_duplicate=False))}
@@ -95,4 +99,4 @@ def test_cut_equals_masked_module(name):
         entries = [result.plan.tensors.get(one) for one in names]
         assert all(entry == entries[0] for entry in entries)
     assert worst(masked(name, result.plan), source, result.ir) < 1e-5
-    assert all(torch.equal(value, reference[key]) for key, value in module.state_dict().items())
+    assert name in NO_COPY or all(torch.equal(value, reference[key]) for key, value in module.state_dict().items())
