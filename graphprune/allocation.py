@@ -85,6 +85,33 @@ def local_curves(statistics: Statistics, orders: dict[int, NDArray[np.int64]], l
     return curves
 
 
+def importance_curves(scores: Array, orders: dict[int, NDArray[np.int64]], limits: dict[int, int]) -> list[Curve]:
+    """Errors from scores alone: what share of a group's importance is lost, -log of what is left, a unit.
+
+    The sum is least where the product of the kept shares is largest: no group pays for all, as it would if losses were
+    added up, and scores that hardly differ give shares that hardly differ.
+
+    Parameters
+    ----------
+    scores
+        float64[n_units], higher means keep.
+    orders, limits
+        As for :func:`local_curves`.
+    """
+    curves = []
+    for number, units in orders.items():
+        most = limits[number]
+        if most < 1:
+            continue
+        removed = np.unique(np.round(np.linspace(0, most, min(2 * LEVELS, most + 1))).astype(np.int64))
+        # Scores below zero count for nothing; half of it all is spread evenly, for scores of zero are no proof of nothing.
+        values = np.maximum(scores[units], 0)
+        share = 0.5 * values / max(float(values.sum()), 1e-30) + 0.5 / len(units)
+        lost = np.concatenate([[0.0], np.cumsum(share)])[removed]
+        curves.append(Curve(number, units, removed, -len(units) * np.log(np.maximum(1 - lost, 1e-6))))
+    return curves
+
+
 def end_to_end(
     state: State, statistics: Statistics, curves: Sequence[Curve], feeds: Sequence[Feed], progress: Callable[[float], None]
 ) -> list[Curve]:
@@ -288,21 +315,29 @@ def judge(state: State, dead: Mask, fitting: Sequence[Feed], judging: Sequence[F
     return float(compare_outputs([source.run(f) for f in judging], [cut.run(f) for f in judging])["divergence"])
 
 
-def allocate(
-    state: State, orders: dict[int, NDArray[np.int64]], limits: dict[int, int],
-    mask: Callable[[dict[int, int]], Mask], price: Callable[[dict[int, int]], float], target: float, others: Sequence[Mask],
-) -> Mask:  # fmt: skip
-    """The units to remove under a budget: dynamic programming, the best of a few candidates.
+@dataclass(frozen=True)
+class Curves:
+    """Errors of every group's levels, and the feeds that they and choices are judged on.
 
-    Parameters
+    Attributes
     ----------
-    mask
-        Removed units a group -> which units are dead, constraints kept.
-    price
-        Removed units a group -> cost.
-    others
-        Further candidates: what other ways of allocating give.
+    local, measured
+        From second moments; and end to end.
+    fitting, judging
+        Feeds that recovery fits on, and those held back.
+    batch
+        Samples of a feed.
     """
+
+    local: list[Curve]
+    measured: list[Curve]
+    fitting: list[Feed]
+    judging: list[Feed]
+    batch: int
+
+
+def curves_of(state: State, orders: dict[int, NDArray[np.int64]], limits: dict[int, int]) -> Curves:
+    """Measure what each group's loss costs; ``orders`` and ``limits`` as for :func:`local_curves`."""
     from graphprune.calibration import samples_for
     from graphprune.feeding import feed_size
 
@@ -314,17 +349,39 @@ def allocate(
     local = local_curves(statistics, orders, limits)
     measured = end_to_end(state, statistics, local, judging[: max(1, JUDGED // samples.batch)],
                           lambda share: state.progress("measuring groups", share))  # fmt: skip
+    return Curves(local, measured, fitting, judging, samples.batch)
+
+
+def allocate(
+    state: State, orders: dict[int, NDArray[np.int64]], limits: dict[int, int],
+    mask: Callable[[dict[int, int]], Mask], price: Callable[[dict[int, int]], float], target: float, others: Sequence[Mask],
+    step: int,
+) -> Mask:  # fmt: skip
+    """The units to remove under a budget: dynamic programming, the best of a few candidates.
+
+    Parameters
+    ----------
+    mask
+        Removed units a group -> which units are dead, constraints kept.
+    price
+        Removed units a group -> cost.
+    others
+        Further candidates: what other ways of allocating give.
+    step
+        Units by which a choice is brought nearer to the target.
+    """
+    known = curves_of(state, orders, limits)
     found: list[tuple[str, Mask]] = [("given", one) for one in others]
-    for name, curves in (("local", local), ("measured", measured)):
+    for name, curves in (("local", known.local), ("measured", known.measured)):
         def cost(chosen: Sequence[int], curves: Sequence[Curve] = curves) -> float:
             return price({c.group: r for c, r in zip(curves, chosen, strict=True)})
 
-        chosen = polished(curves, program(curves, cost, target), cost, target, state.options.align)
+        chosen = polished(curves, program(curves, cost, target), cost, target, step)
         found.append((name, mask({c.group: r for c, r in zip(curves, chosen, strict=True)})))
     results = []
     for n, (_, dead) in enumerate(found):
         state.progress("judging allocations", n / len(found))
-        results.append(judge(state, dead, fitting[: max(1, FITTED // samples.batch)], judging, samples.batch))
+        results.append(judge(state, dead, known.fitting[: max(1, FITTED // known.batch)], known.judging, known.batch))
     best = int(np.argmin(results))
     listed = ", ".join(f"{name} {value:.3g}" for (name, _), value in zip(found, results, strict=True))
     state.note(f"allocation by '{found[best][0]}': divergence on held-out samples after recovery: {listed}")

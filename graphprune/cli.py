@@ -125,7 +125,8 @@ def _shape_option(command: Callable[..., Any]) -> Callable[..., Any]:
               help="How several criteria decide: weighted{entropy=0.7,l1=0.3} (default: equal weights), rank-mean, "
                    "intersection, or parallel: each group by the one that removes more.")  # fmt: skip
 @click.option("--rate", type=float, help="Share of the prunable indices to remove, 0 < R < 1. Default 0.5.")
-@click.option("--budget", metavar="macs=0.5|params=0.5", help="What to keep, instead of a rate.")
+@click.option("--budget", metavar="macs=0.5|params=0.5|latency=0.5x|latency=8ms",
+              help="What to keep, instead of a rate. Latency is measured on this machine.")  # fmt: skip
 @click.option("--scope", type=click.Choice(["global", "group"]), default="global", show_default=True,
               help="One threshold over all groups, or the same rate in each.")  # fmt: skip
 @click.option("--grain", type=click.Choice(["coarse", "fine", "both"]), default="coarse", show_default=True,
@@ -133,8 +134,10 @@ def _shape_option(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--allocate", type=click.Choice(["dp", "global", "uniform", "isomorphic"]),
               help="How a budget is shared among groups. Default: dp where --data is given, else by --scope.")  # fmt: skip
 @click.option("--floor", type=float, default=0.1, show_default=True, help="Share of each group that is always kept.")
-@click.option("--align", default="1", metavar="N|auto", help="Kept widths are multiples of N; auto: of what --device runs fast.")
-@click.option("--device", metavar="NAME[:PRECISION]", help="For --align auto: tx2, orin-nano:int8, ... ('graphprune devices').")
+@click.option("--align", metavar="N|auto",
+              help="Kept widths are multiples of N; auto: of what measurement in --runtime finds, or --device runs fast.")  # fmt: skip
+@click.option("--device", metavar="NAME[:PRECISION]", default="cpu", show_default=True,
+              help="For --align auto: this machine, or tx2, orin-nano:int8, ... ('graphprune devices').")  # fmt: skip
 @click.option("--exact", is_flag=True, help="Leave what normalisations look across.")
 @click.option("--keep", multiple=True, metavar="GLOB", help="Tensors to leave whole.")
 @click.option("--data", metavar="PATH", help="Calibration data: a folder of images, .npy, or .npz by input name.")
@@ -150,6 +153,10 @@ def _shape_option(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--rates", type=click.Path(dir_okay=False), metavar="FILE",
               help="YAML, 'TENSOR[:AXIS]: rate' a line, globs too: rates of single groups.")  # fmt: skip
 @click.option("--steps", type=int, default=1, show_default=True, help="Score, cut and recover so many times on the way.")
+@click.option("--runtime", type=click.Choice(["onnxruntime", "openvino", "tensorrt"]), default="onnxruntime", show_default=True,
+              help="What latency is measured in.")  # fmt: skip
+@click.option("--threads", type=int, metavar="N", help="Threads that latency is measured on. Default: all processors.")
+@click.option("--force", is_flag=True, help="Write a cut under a latency budget that is no faster by measurement too.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--recipe", type=click.Path(dir_okay=False), metavar="FILE", help="YAML with options; those given here win.")
 @click.option("--dump-recipe", type=click.Path(dir_okay=False, allow_dash=True), metavar="FILE",
@@ -158,16 +165,21 @@ def _shape_option(command: Callable[..., Any]) -> Callable[..., Any]:
 @_shape_option
 @click.pass_context
 def run(ctx: click.Context, /, model: str, output: Path | None, report: Path | None, recipe: str | None,
-        dump_recipe: str | None, as_json: bool, device: str | None, **given: Any) -> None:  # fmt: skip
+        dump_recipe: str | None, as_json: bool, device: str, **given: Any) -> None:  # fmt: skip
     """Cut MODEL, prove the cut, write OUT.onnx and OUT.plan.json (and a report, if asked)."""
     from graphprune.options import Options
     from graphprune.pipeline import prune
     from graphprune.printing import Display, print_result
     from graphprune.writing import check_output
 
-    if (given["align"] == "auto") != (device is not None):
-        raise click.UsageError("--align auto and --device go together: --align auto --device orin-nano")
-    if device is not None:
+    if device != "cpu":
+        if given["align"] != "auto":
+            raise click.UsageError(f"--device {device} says what --align auto takes: give --align auto too")
+        if (given["budget"] or "").lstrip().startswith("latency"):
+            raise click.UsageError(
+                f"--budget {given['budget']} is measured on this machine, not on {device}: give macs=... with --align auto, build "
+                "for the device, and time the result there ('graphprune bench' reads its files)"
+            )
         given["align"] = str(_alignment(device))
     options = _options(ctx, model, recipe, given)
     if dump_recipe is not None:
@@ -383,9 +395,9 @@ def _is_written(ctx: click.Context, name: str) -> bool:
 def _read(name: str, value: Any, model: str) -> Any:
     """One option as the API takes it."""
     if name == "align":
-        if not (value.isascii() and value.isdigit()) or int(value) < 1:
-            raise click.UsageError(f"--align {value}: a whole number of 1 or more, or auto with --device")
-        return int(value)
+        if value != "auto" and (not (value.isascii() and value.isdigit()) or int(value) < 1):
+            raise click.UsageError(f"--align {value}: a whole number of 1 or more, or auto")
+        return value if value == "auto" else int(value)
     if name in ("mean", "std"):
         return _numbers(f"--{name}", value)
     if name == "shapes":

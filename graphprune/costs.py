@@ -105,11 +105,68 @@ class CostModel:
         return Costs(round(macs), round(sum(n for n, _ in elements)), round(sum(n * each for n, each in elements)))
 
 
-class Profile:
-    """The same prices as a function of how many units each group loses, in a given order: a table look-up.
+class Widths:
+    """Sizes of axes as a function of how many units each group loses, in a given order: a table look-up.
 
     Exact where an axis belongs to one family of units; where two share it (heads and lanes), the kept shares
     are multiplied.
+
+    Parameters
+    ----------
+    coupling
+        The analysis.
+    places
+        The axes, each with its slot.
+    sizes
+        int[slots], sizes in the source.
+    orders
+        Group number -> its units in the order in which they go.
+    """
+
+    def __init__(
+        self, coupling: Coupling, places: Mapping[Place, int], sizes: Sequence[int], orders: Mapping[int, NDArray[np.int64]]
+    ) -> None:
+        self.full = np.asarray(sizes, np.float64)
+        #: Slot -> groups that can shorten it.
+        self.groups: dict[int, frozenset[int]] = {}
+        self._tables: dict[int, tuple[NDArray[np.int64], NDArray[np.float64]]] = {}
+        self._shared = np.zeros(len(self.full), np.bool_)
+        when = np.full(coupling.n_units + 1, -1)
+        owner = np.full(coupling.n_units + 1, -1)
+        for number, units in orders.items():
+            when[units], owner[units] = np.arange(len(units)), number
+        found: dict[int, list[tuple[int, NDArray[np.float64]]]] = {number: [] for number in orders}
+        for (value, axis), slot in places.items():
+            if not coupling.has_units(value, axis):
+                continue
+            rows = coupling.rows(value, axis)
+            self._shared[slot] = rows.shape[1] > 1
+            owners = owner[rows]
+            numbers = np.unique(owners[owners >= 0]).tolist()
+            self.groups[slot] = frozenset(numbers)
+            for number in numbers:
+                mine = np.where(owners == number, when[rows], len(when))
+                first = mine.min(axis=1)
+                gone = np.bincount(first[first < len(when)], minlength=len(orders[number]))
+                found[number].append((slot, np.concatenate([[0], np.cumsum(gone)]) / len(rows)))
+        for number, entries in found.items():
+            if entries:
+                slots, shares = zip(*entries, strict=True)
+                self._tables[number] = np.asarray(slots), np.stack(shares)
+
+    def sizes(self, removed: Mapping[int, int]) -> NDArray[np.float64]:
+        """Sizes with that many units of each group gone, float64[slots]."""
+        kept = np.ones(len(self.full))
+        for number, count in removed.items():
+            if count and number in self._tables:
+                slots, shares = self._tables[number]
+                gone = shares[:, count]
+                kept[slots] = np.where(self._shared[slots], kept[slots] * (1 - gone), kept[slots] - gone)
+        return self.full * kept
+
+
+class Profile:
+    """The same prices as a function of how many units each group loses, in a given order; see :class:`Widths`.
 
     Parameters
     ----------
@@ -120,29 +177,8 @@ class Profile:
     """
 
     def __init__(self, costs: CostModel, orders: Mapping[int, NDArray[np.int64]]) -> None:
-        self._sizes = np.append(np.asarray(costs._sizes, np.float64), 1.0)
-        self._tables: dict[int, tuple[NDArray[np.int64], NDArray[np.float64]]] = {}
-        coupling = costs._coupling
-        when = np.full(coupling.n_units + 1, -1)
-        owner = np.full(coupling.n_units + 1, -1)
-        for number, units in orders.items():
-            when[units], owner[units] = np.arange(len(units)), number
-        found: dict[int, list[tuple[int, NDArray[np.float64]]]] = {number: [] for number in orders}
-        for slot, value, axis in costs._variable:
-            rows = coupling.rows(value, axis)
-            owners = owner[rows]
-            for number in np.unique(owners[owners >= 0]).tolist():
-                mine = np.where(owners == number, when[rows], len(when))
-                first = mine.min(axis=1)
-                gone = np.bincount(first[first < len(when)], minlength=len(orders[number]))
-                found[number].append((slot, np.concatenate([[0], np.cumsum(gone)]) / len(rows)))
-        for number, entries in found.items():
-            if entries:
-                slots, shares = zip(*entries, strict=True)
-                self._tables[number] = np.asarray(slots), np.stack(shares)
-        self._shared = np.zeros(len(self._sizes), np.bool_)
-        for slot, value, axis in costs._variable:
-            self._shared[slot] = coupling.rows(value, axis).shape[1] > 1
+        places = {(value, axis): slot for slot, value, axis in costs._variable}
+        self._widths = Widths(costs._coupling, places, costs._sizes, orders)
         self._macs = self._terms([(factor, slots) for factor, slots in costs._macs])
         params = [(1.0 if slots else float(size), slots) for size, _, slots in costs._tensors]
         each = [per for _, per, _ in costs._tensors]
@@ -150,22 +186,22 @@ class Profile:
         self._bytes = self._terms([(n * per, slots) for (n, slots), per in zip(params, each, strict=True)])
 
     def _terms(self, terms: Sequence[tuple[float, list[int]]]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        width = max((len(slots) for _, slots in terms), default=1)
-        one = len(self._sizes) - 1
-        index = np.asarray([[*slots, *[one] * (width - len(slots))] for _, slots in terms], np.int64).reshape(-1, width)
-        return np.asarray([factor for factor, _ in terms]), index
+        return padded_terms(terms, len(self._widths.full))
 
     def price(self, measure: str, removed: Mapping[int, int]) -> float:
         """Cost by a measure (``macs``, ``params``, ``bytes``) with that many units of each group gone."""
-        kept = np.ones(len(self._sizes))
-        for number, count in removed.items():
-            if count and number in self._tables:
-                slots, shares = self._tables[number]
-                gone = shares[:, count]
-                kept[slots] = np.where(self._shared[slots], kept[slots] * (1 - gone), kept[slots] - gone)
-        sizes = self._sizes * kept
+        sizes = np.append(self._widths.sizes(removed), 1.0)
         factors, index = {"macs": self._macs, "params": self._params, "bytes": self._bytes}[measure]
         return float(factors @ sizes[index].prod(axis=1))
+
+
+def padded_terms(
+    terms: Sequence[tuple[float, list[int]]], one: int
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Factors and slots of products as arrays; ``one`` is the slot of a size that is always 1 and fills up rows."""
+    width = max((len(slots) for _, slots in terms), default=1)
+    index = np.asarray([[*slots, *[one] * (width - len(slots))] for _, slots in terms], np.int64).reshape(-1, width)
+    return np.asarray([factor for factor, _ in terms]), index
 
 
 def _dynamic_batch(model: ir.Model, facts: Facts) -> int:

@@ -45,5 +45,9 @@ class VerificationError(GraphPruneError):
     exit_code = 3
 
 
+class NotFasterError(GraphPruneError):
+    """A cut under a latency budget that measurement shows to be no faster; nothing is written."""
+
+
 class NothingPrunableError(UsageError):
     """Every axis is frozen or kept."""

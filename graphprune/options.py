@@ -11,6 +11,9 @@ from graphprune.combine import InParallel, parse
 from graphprune.errors import UsageError
 
 BUDGETS = ("macs", "params", "bytes")
+RUNTIMES = ("onnxruntime", "openvino", "tensorrt")
+#: Units of a latency, in microseconds.
+_TIMES = {"us": 1.0, "ms": 1e3, "s": 1e6}
 #: Passes that fit weights or fill a histogram, and so need more samples.
 FITTING = ("recover", "obs", "gram", "entropy-luo")
 #: Calibration samples when none are asked for: to look at feature maps, and to fit weights.
@@ -32,7 +35,7 @@ class Options:
         Share of the prunable indices to remove, in (0, 1).
     budget
         ``macs=0.5``, ``params=0.5`` or ``bytes=0.5`` instead of a rate: share of the source to keep; or an
-        absolute number above 1 (``macs=2e9``).
+        absolute number above 1 (``macs=2e9``). ``latency=0.5x`` or ``latency=8ms``: time of one run, measured here.
     scope
         ``group``: the rate holds on every prunable axis. ``global``: over all, by normalised score.
     grain
@@ -47,7 +50,12 @@ class Options:
     floor
         Share of a group's units that is always kept (at least one).
     align
-        Kept widths are multiples of this where that leaves anything to cut.
+        Kept widths are multiples of this where that leaves anything to cut. ``auto``: of the step that measurement in
+        ``runtime`` finds; a latency budget takes that by default.
+    runtime, threads
+        What latency is measured in, and on how many threads (all processors by default).
+    force
+        Write a cut under a latency budget that is no faster by measurement too.
     exact
         Leave units whose removal is not the same as zeroing them.
     rates
@@ -65,7 +73,7 @@ class Options:
     allocate: Literal["dp", "global", "uniform", "isomorphic"] | None = None
     combine: str | None = None
     floor: float = 0.1
-    align: int = 1
+    align: int | Literal["auto"] | None = None
     exact: bool = False
     keep: tuple[str, ...] = ()
     data: str | None = None
@@ -77,6 +85,9 @@ class Options:
     eval: str | None = None
     rates: Mapping[str, float] = field(default_factory=dict)
     steps: int = 1
+    runtime: str = "onnxruntime"
+    threads: int | None = None
+    force: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -86,6 +97,8 @@ class Options:
             raise UsageError(f"--rate {self.rate:g} is outside (0, 1): it is the share of the indices to remove")
         if self.budget is not None:
             self.parsed_budget()
+        if self.times:
+            self._check_latency()
         if self.allocate not in (None, "dp", "global", "uniform", "isomorphic"):
             raise UsageError(f"--allocate {self.allocate!r}: give one of dp, global, uniform, isomorphic")
         if self.allocate == "dp" and self.budget is None:
@@ -109,8 +122,14 @@ class Options:
                 raise UsageError(f"--combine parallel{{bisect=false}} takes --rate as that of its thresholds: not with {other}")
         if not 0 <= self.floor < 1:
             raise UsageError(f"--floor {self.floor:g} is outside [0, 1)")
-        if not 1 <= self.align <= LARGEST_ALIGN:
+        if isinstance(self.align, int) and not 1 <= self.align <= LARGEST_ALIGN:
             raise UsageError(f"--align {self.align} is outside 1..{LARGEST_ALIGN}: kept widths are multiples of it")
+        if isinstance(self.align, str) and self.align != "auto":
+            raise UsageError(f"--align {self.align!r}: a whole number of 1 or more, or 'auto'")
+        if self.runtime not in RUNTIMES:
+            raise UsageError(f"--runtime {self.runtime!r}: give one of {', '.join(RUNTIMES)}")
+        if self.threads is not None and self.threads < 1:
+            raise UsageError(f"--threads {self.threads} must be 1 or more")
         if self.samples is not None and self.samples < 1:
             raise UsageError(f"--samples {self.samples} must be 1 or more")
         if self.seed < 0:
@@ -124,6 +143,18 @@ class Options:
         for name, allowed in (("scope", ("global", "group")), ("grain", ("coarse", "fine", "both"))):
             if getattr(self, name) not in allowed:
                 raise UsageError(f"--{name} {getattr(self, name)!r}: give one of {', '.join(allowed)}")
+
+    def _check_latency(self) -> None:
+        """What a budget of time cannot be combined with."""
+        if isinstance(parse(self.combine), InParallel):
+            raise UsageError("--combine parallel has thresholds of its own: not with a latency budget")
+        if self.steps > 1:
+            raise UsageError("--steps: a latency budget is met in one step; for several give macs=... or a rate")
+
+    @property
+    def times(self) -> bool:
+        """Whether the budget is one of time."""
+        return self.budget is not None and self.parsed_budget()[0] == "latency"
 
     @property
     def allocation(self) -> str:
@@ -145,10 +176,10 @@ class Options:
         return FITTING_SAMPLES if fits else LOOKING_SAMPLES
 
     def parsed_budget(self) -> tuple[str, float]:
-        """The budget's measure and its amount (a share when below 1)."""
+        """The budget's measure and its amount (a share when below 1); of latency above 1 in microseconds."""
         text = self.budget or ""
         if re.match(r"\s*latency\s*=", text):
-            raise UsageError(f"--budget '{text}': latency is not available yet, use macs=... or params=...")
+            return "latency", _latency(text)
         match = re.fullmatch(r"\s*(\w+)\s*=\s*([0-9.eE+-]+)\s*([kKMGT]?)\s*", text)
         if match is None or match[1] not in BUDGETS:
             raise UsageError(f"--budget '{text}': write macs=0.5, params=0.5 or bytes=0.5 (share to keep, or a number)")
@@ -163,6 +194,26 @@ class Options:
     def to_json(self) -> dict[str, Any]:
         """Options as they stand in a plan file."""
         return {key: value for key, value in asdict(self).items() if value is not None}
+
+
+def _latency(text: str) -> float:
+    """A budget of time: a share of the source's (``0.5x``, or 0.5), or microseconds."""
+    match = re.fullmatch(r"\s*latency\s*=\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*(x|us|ms|s|)\s*", text)
+    try:
+        amount = float(match[1]) if match else 0.0
+    except ValueError:
+        amount = 0.0
+    unit = match[2] if match else ""
+    if match is None or amount <= 0:
+        raise UsageError(f"--budget '{text}': write latency=0.5x (share of the source's time) or latency=8ms")
+    if unit in ("x", ""):
+        if amount >= 1:
+            raise UsageError(f"--budget '{text}': a share of the source's time lies between 0 and 1; a time has a unit, as in 8ms")
+        return amount
+    micro = amount * _TIMES[unit]
+    if micro <= 1:
+        raise UsageError(f"--budget '{text}': no model runs in {micro:g} microseconds")
+    return micro
 
 
 def as_tuple(value: str | Sequence[str] | None) -> tuple[str, ...]:

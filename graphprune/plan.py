@@ -32,8 +32,8 @@ class Plan:
 
     source: dict[str, Any]
     options: dict[str, Any]
-    before: dict[str, int]
-    after: dict[str, int]
+    before: dict[str, float]
+    after: dict[str, float]
     tensors: dict[str, dict[str, Any]] = field(default_factory=dict)
     groups: list[dict[str, Any]] = field(default_factory=list)
     frozen: list[dict[str, Any]] = field(default_factory=list)

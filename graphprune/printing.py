@@ -79,6 +79,9 @@ def print_result(result: Result, files: list[Path]) -> None:
     for key, label in (("macs", "MACs"), ("params", "parameters"), ("bytes", "weight bytes")):
         before, after = plan.before[key], plan.after[key]
         table.add_row(label, human(before), human(after), f"{after / before:.1%}" if before else "-")
+    if state.latency:
+        before, after = state.latency["before"], state.latency["after"]
+        table.add_row("latency, ms", f"{before:.4g}", f"{after:.4g}", f"{after / before:.1%}")
     for key, source, now in evaluations(state):
         table.add_row(key, f"{source:.4g}", f"{now:.4g}", "")
     console.print(table)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,12 @@ def read(path: str | Path) -> DeviceTimes:
         raise UsageError(f"cannot read '{path}': {error.strerror}") from error
     except ValueError as error:
         raise UsageError(f"'{path}' is not JSON, or was cut short ({error}): copy it from the device again") from error
+    if isinstance(data, Mapping) and "times" in data:
+        # What the script of a bundle writes is a summary of the file beside it.
+        beside = path.with_name("times.json")
+        if not beside.exists():
+            raise UsageError(f"'{path}' is a summary: copy times.json, which lies beside it on the device, as well")
+        return replace(read(beside), path=path)
     entries = [entry for entry in data if isinstance(entry, Mapping)] if isinstance(data, list) else []
     if entries and all("latencyMs" in entry for entry in entries):
         return DeviceTimes(path, _numbers(path, entries, "latencyMs"), _numbers(path, entries, "computeMs"))

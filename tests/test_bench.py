@@ -136,6 +136,16 @@ def test_times_of_a_device(tmp_path: Path) -> None:
     assert shown.exit_code == 0 and "not in turns" in shown.output
 
 
+def test_the_result_of_a_bundle_stands_for_the_times_beside_it(tmp_path: Path) -> None:
+    result = tmp_path / "result.json"
+    result.write_text(json.dumps({"passed": True, "times": {"count": 20}}))
+    with pytest.raises(UsageError, match=r"copy times\.json"):
+        gp.bench(result)
+    (tmp_path / "times.json").write_text(json.dumps(TIMES))
+    row = gp.bench(result).rows[0]
+    assert row.name == str(result) and row.median == pytest.approx(5.1)
+
+
 @pytest.mark.parametrize(("text", "median"), [(PROFILE_82, 0.5), (PROFILE_85, 0.4)])
 def test_profiles_of_a_device(tmp_path: Path, text: Any, median: float) -> None:
     path = tmp_path / "profile.json"

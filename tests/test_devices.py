@@ -172,9 +172,10 @@ def test_align_auto_cuts_to_what_a_device_runs_fast(device: str, each: int, tmp_
     assert cut and all(width % each == 0 for width in cut)
 
 
-def test_align_auto_needs_a_device(digits: Path) -> None:
-    for more in (["--align", "auto"], ["--device", "tx2"]):
-        found = CliRunner().invoke(cli, ["run", str(digits), *more])
-        assert found.exit_code == 2 and "go together" in found.output
+def test_a_device_says_what_align_auto_takes(digits: Path) -> None:
+    found = CliRunner().invoke(cli, ["run", str(digits), "--device", "tx2"])
+    assert found.exit_code == 2 and "give --align auto too" in found.output
+    found = CliRunner().invoke(cli, ["run", str(digits), "--align", "auto", "--device", "tx2", "--budget", "latency=0.5x"])
+    assert found.exit_code == 2 and "measured on this machine, not on tx2" in " ".join(found.output.split())
     found = CliRunner().invoke(cli, ["run", str(digits), "--align", "auto", "--device", "tx2:int8"])
     assert found.exit_code == 2 and "slower than FP16" in found.output

@@ -64,7 +64,7 @@ def changed(path: Path, index: int, change: Callable[[np.ndarray], None]) -> Pat
         (["--align", "²"], "whole number"),
         (["--rate", "nan"], "outside (0, 1)"),
         (["--floor", "nan"], "outside [0, 1)"),
-        (["--budget", "latency=8ms"], "latency is not available yet"),
+        (["--budget", "latency=8"], "a time has a unit, as in 8ms"),
         (["--budget", "macs=nan"], "write macs=0.5"),
         (["--mean", "0.5"], "give --data"),
         (["--std", "0"], "give --data"),

@@ -104,6 +104,8 @@ class State:
     evaluation: dict[str, Any] = field(default_factory=dict)
     #: Milliseconds of one run, ``before`` and ``after`` the cut, where it was measured.
     latency: dict[str, float] = field(default_factory=dict)
+    #: What it was measured in.
+    timed_in: str = "ONNX Runtime"
     #: Tensors of the file that only folded nodes read, each with its reader.
     folded: list[tuple[ir.Value, ir.Node]] = field(default_factory=list)
     quota: Quota | None = None

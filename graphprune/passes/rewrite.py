@@ -47,8 +47,8 @@ def make_plan(state: State, rewriter: Rewriter) -> Plan:
     plan = Plan(
         source={"path": None if path is None else str(path), "sha256": state.loaded.sha256},
         options=state.options.to_json(),
-        before=state.before.to_json(),
-        after=state.after.to_json(),
+        before=state.before.to_json() | _timed(state, "before"),
+        after=state.after.to_json() | _timed(state, "after"),
         graphprune=__version__,
         groups=group_entries(coupling, state.dead),
         frozen=frozen_entries(coupling),
@@ -72,6 +72,11 @@ def names_of(state: State, value: ir.Value) -> tuple[str, ...]:
     """Names of a tensor in the source: one, or those of all parameters of a torch module that are tied to it."""
     name = plan_name(value)
     return (name,) if state.loaded.torch is None else state.loaded.torch.names(name)
+
+
+def _timed(state: State, when: str) -> dict[str, float]:
+    """The latency that a budget was measured by; there is none without one."""
+    return {"latency_ms": state.latency[when]} if when in state.latency else {}
 
 
 def score_entries(state: State, coupling: Coupling) -> dict[str, object]:

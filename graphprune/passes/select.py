@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
@@ -45,13 +46,17 @@ class Select(Pass):
             state.dead = self._parallel(state, coupling, costs, way.bisect)
         else:
             chooser = Chooser(state, coupling, combined(state, coupling))
-            if options.budget is not None:
+            if options.times:
+                from graphprune.latency.budget import meet
+
+                state.dead = meet(state, chooser)
+            elif options.budget is not None:
                 state.dead = self._budget(state, chooser, costs)
             else:
                 state.dead = chooser.by_rate((0.0 if options.rates else 0.5) if options.rate is None else options.rate)
         state.after = costs.price(state.dead)
         if not state.dead.any():
-            asked = f"align {options.align}, floor {options.floor:g}"
+            asked = f"align {options.align or 1}, floor {options.floor:g}"
             state.note(f"nothing was cut: less than one step of any group was asked ({asked}); ask for more, or align less")
 
     @staticmethod
@@ -131,7 +136,8 @@ class Select(Pass):
             return profile.price(measure, {number: int(aligned[number]) for number in removed})
 
         with one_thread():
-            return allocate(state, orders, limits, lambda removed: chooser.mask(counts(removed)), price, target, [other])
+            return allocate(state, orders, limits, lambda removed: chooser.mask(counts(removed)), price, target, [other],
+                            int(chooser.steps.max(initial=1)))  # fmt: skip
 
     @staticmethod
     def _said(
@@ -172,7 +178,6 @@ class Chooser:
         self.coupling = coupling
         self.scores = scores
         self.sharing = options.allocation
-        self.align = options.align
         self.seed = options.seed
         self.both = options.grain == "both"
         self.quota = state.quota
@@ -186,6 +191,12 @@ class Chooser:
         for pattern in options.keep:
             hit = self._matched("--keep", pattern)
             self.groups = [group for group in self.groups if group not in hit]
+        #: Units by which each group's kept number is aligned, int64[groups].
+        self.steps = np.full(len(coupling.groups), options.align if isinstance(options.align, int) else 1, np.int64)
+        if options.align == "auto" and not options.times:
+            from graphprune.latency.measure import auto_step
+
+            self.align_to(auto_step(state))
         #: Group -> its own rate; the first pattern that names one of its tensors says it.
         self.rates: dict[int, float] = {}
         for pattern, rate in options.rates.items():
@@ -279,13 +290,21 @@ class Chooser:
     def aligned(self, removed: NDArray[np.int64]) -> NDArray[np.int64]:
         """How many units each group loses, within its limit and with a kept width that is aligned."""
         removed = np.minimum(removed, self.limit)
-        if self.align > 1:
+        if (self.steps > 1).any():
             kept = self.sizes - removed
-            up = -(-kept // self.align) * self.align
-            down = kept // self.align * self.align
+            up = -(-kept // self.steps) * self.steps
+            down = kept // self.steps * self.steps
             near = np.where((up - kept <= kept - down) | (down == 0), up, down)
             removed = np.maximum(self.sizes - near, 0)
         return removed
+
+    def align_to(self, step: int) -> None:
+        """Keep widths to multiples of so many indices: fewer units where each has several, as a head has."""
+        for group in self.groups:
+            # A unit has most indices where axes are merged; the axis that it has fewest of says the layer's width.
+            own = [self.coupling.rows(value, axis) for value, axis in group.members]
+            per = min((int((rows == group.units[0]).any(axis=1).sum()) for rows in own), default=1)
+            self.steps[group.id] = step // math.gcd(step, max(per, 1))
 
     def mask(self, removed: NDArray[np.int64]) -> Mask:
         """Dead units, given how many each group loses (lowest scores first), aligned and repaired."""
@@ -307,18 +326,19 @@ class Chooser:
 
     def first(self, k: int) -> Mask:
         """The first ``k`` units of the order dead."""
-        return self.mask(self._counts(k))
+        return self.mask(self.counts(k))
 
-    def _counts(self, k: int) -> NDArray[np.int64]:
+    def counts(self, k: int) -> NDArray[np.int64]:
+        """Units that each group loses when the first ``k`` of the order go."""
         return np.bincount(self.coupling.group_of[self.order[:k]], minlength=len(self.sizes))
 
     def near(self, k: int) -> Iterator[Mask]:
         """As ``first``, with a step more or less in one group; all such choices, of 256 groups at most."""
-        counts = self._counts(k)
+        counts = self.counts(k)
         for group in self.groups[:256]:
-            for step in (-self.align, self.align):
+            for sign in (-1, 1):
                 other = counts.copy()
-                other[group.id] = max(0, counts[group.id] + step)
+                other[group.id] = max(0, counts[group.id] + sign * self.steps[group.id])
                 yield self.mask(other)
 
     def by_rate(self, rate: float) -> Mask:

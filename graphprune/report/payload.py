@@ -65,7 +65,7 @@ def payload(state: State, plan: Plan) -> Json:
 
 def _latency(state: State) -> list[tuple[str, float, float]]:
     timed = state.latency
-    return [("latency in ONNX Runtime, ms", timed["before"], timed["after"])] if timed else []
+    return [(f"latency in {state.timed_in}, ms", timed["before"], timed["after"])] if timed else []
 
 
 _COSTS = (("macs", "MACs"), ("params", "parameters"), ("bytes", "weight bytes"))

@@ -1,0 +1,256 @@
+"""Meeting a latency budget: widths from the model of times, then the cut itself measured, and the model corrected."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from graphprune import timing
+from graphprune.allocation import Curve, importance_curves, program
+from graphprune.backends import onnx as writer
+from graphprune.backends.runtimes import Runtime, find
+from graphprune.cut import Rewriter
+from graphprune.errors import NotFasterError, UsageError
+from graphprune.latency.measure import clock_of, measured, timing_feed
+from graphprune.latency.model import LatencyModel
+from graphprune.passes.base import State
+
+if TYPE_CHECKING:
+    from graphprune.passes.select import Chooser
+
+Mask = NDArray[np.bool_]
+#: Choices that are cut and measured at most, and how near the budget ends the search.
+ROUNDS, NEAR = 6, 0.03
+#: How far from the budget a result is said to have missed it.
+MISSED = 0.10
+#: Runs of source and cut for each choice, and for the one that is delivered.
+_RUNS, _LAST = 15, 40
+_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One choice, cut and measured.
+
+    Attributes
+    ----------
+    times
+        float64[2, rounds], milliseconds of source and cut.
+    """
+
+    dead: Mask
+    times: NDArray[np.float64]
+
+    @property
+    def medians(self) -> tuple[float, float]:
+        source, cut = np.median(self.times, axis=1)
+        return float(source), float(cut)
+
+    @property
+    def share(self) -> float:
+        source, cut = self.medians
+        return cut / source
+
+
+Clockwork = Callable[[Mask, int], NDArray[np.float64]]
+
+
+def meet(state: State, chooser: Chooser) -> Mask:
+    """Units to remove so that the cut model runs in the time asked.
+
+    Raises
+    ------
+    NotFasterError
+        No choice ran faster than the source by measurement (unless ``--force``).
+    UsageError
+        The source is as fast already.
+    """
+    options = state.options
+    runtime = find(options.runtime)
+    threads = options.threads or timing.cores()
+    orders = {group.id: chooser.sorted(group) for group in chooser.groups}
+    with timing.pinned(threads):
+        align = options.align if isinstance(options.align, int) else None
+        model = measured(state, runtime, threads, orders, align)
+        state.note(model.describe())
+        if align is None:
+            chooser.align_to(model.step)
+        solver = solver_of(state, chooser, model)
+        return search(state, model, solver, stopwatch(state, runtime, threads), runtime, threads)
+
+
+def search(
+    state: State, model: LatencyModel, solver: Callable[[float], Mask], clockwork: Clockwork, runtime: Runtime, threads: int,
+) -> Mask:  # fmt: skip
+    """Solve, cut, measure, correct the model by what was measured; the choice nearest to the budget.
+
+    Parameters
+    ----------
+    solver
+        Share of the source's time, as the model sees it -> units to remove.
+    clockwork
+        A choice and a number of runs -> times of source and cut, in turns.
+    """
+    _, amount = state.options.parsed_budget()
+    trials: list[Trial] = []
+    target = amount if amount < 1 else None
+    aim = target if target is not None else 0.5
+    tried: set[bytes] = set()
+    asked: list[tuple[float, float]] = []
+    for n in range(ROUNDS):
+        state.progress("meeting the latency", n / ROUNDS)
+        dead = solver(aim)
+        if dead.tobytes() in tried:
+            break
+        tried.add(dead.tobytes())
+        trials.append(Trial(dead, clockwork(dead, _RUNS)))
+        if target is None:
+            target = _share_asked(state, trials[0].medians[0])
+        share = trials[-1].share
+        if abs(share / target - 1) <= NEAR:
+            break
+        asked.append((aim, share))
+        aim = next_aim(asked, target)
+    assert target is not None
+    wanted = target
+    best = min(trials, key=lambda one: abs(np.log(one.share / wanted)))
+    last = Trial(best.dead, clockwork(best.dead, _LAST))
+    _said(state, last, target, [one.share for one in trials], runtime, threads)
+    return best.dead
+
+
+def next_aim(asked: Sequence[tuple[float, float]], target: float) -> float:
+    """What to ask of the model next, given what was asked so far and what was measured then.
+
+    Between the nearest choices on both sides where there are two, for a cut jumps where a width does; else what the model
+    lacked at the last choice it will lack at the next, nearly.
+    """
+    below = [(aim, share) for aim, share in asked if share <= target]
+    above = [(aim, share) for aim, share in asked if share > target]
+    if below and above:
+        (low, a), (high, b) = max(below), min(above)
+        if low < high:
+            # Where the line crosses, but well within: a jump near one end would be met again and again.
+            weight = float(np.clip((target - a) / (b - a), 0.2, 0.8))
+            return low + weight * (high - low)
+    aim, share = asked[-1]
+    return float(np.clip(aim * np.clip(target / share, 0.5, 2.0), 0.01, 1.0))
+
+
+def _share_asked(state: State, source: float) -> float:
+    """What an amount in milliseconds is of the source's time."""
+    _, amount = state.options.parsed_budget()
+    ms = amount / 1000
+    if ms >= source:
+        raise UsageError(f"--budget {state.options.budget}: the source runs in {source:.3g} ms already; nothing to cut")
+    return ms / source
+
+
+def _said(state: State, last: Trial, target: float, shares: Sequence[float], runtime: Runtime, threads: int) -> None:
+    """Notes of what was reached; refuses what is not faster."""
+    source, cut = last.medians
+    low, high = timing.ratio_interval(last.times[1], last.times[0], state.options.seed)
+    state.latency.update(before=source, after=cut)
+    state.timed_in = f"{runtime.name} {runtime.version}"
+    clock = "time of the processor" if clock_of(threads) == "cpu" else "time that passed"
+    how = f"{runtime.name} {runtime.version}, {threads} thread{'s' if threads > 1 else ''}, {clock}, in turns"
+    reached = f"{cut:.3g} ms of {source:.3g} ms, {last.share:.3f} of the source ({low:.3f} to {high:.3f} with 95 %; {how})"
+    if high >= 1 and last.dead.any():
+        text = (
+            f"--budget {state.options.budget}: no cut found is faster than the source by measurement: the nearest one runs in "
+            f"{reached}. What is left to cut takes too little of the time, or its widths are not those the runtime likes"
+        )
+        if not state.options.force:
+            raise NotFasterError(f"{text}; allow more (--floor, --keep, --grain), or --force writes it all the same")
+        state.note(f"{text}; written because of --force")
+        return
+    listed = ", ".join(f"{share:.3f}" for share in shares)
+    missed = abs(last.share / target - 1) > MISSED
+    word = "the nearest found is" if missed else "reached"
+    state.note(f"budget {state.options.budget}: {word} {reached}; choices measured on the way: {listed}")
+    if missed:
+        state.note("the latency asked was missed by more than 10 %: --floor, --keep, frozen widths or the steps of the runtime "
+                   "leave nothing nearer")  # fmt: skip
+
+
+def stopwatch(state: State, runtime: Runtime, threads: int) -> Clockwork:
+    """Times of source and cut, in turns; the source is loaded once."""
+    path = state.loaded.path
+    source = runtime.load(Path(path) if path is not None else writer.to_bytes(state.loaded.model), threads)
+    feed = timing_feed(state)
+
+    def run(dead: Mask, runs: int) -> NDArray[np.float64]:
+        cut = runtime.load(writer.to_bytes(cut_model(state, dead)), threads)
+        try:
+            return timing.in_turns([source, cut], [feed, feed], runs=runs, seconds=_SECONDS, clock=clock_of(threads))
+        finally:
+            cut.close()
+
+    return run
+
+
+def cut_model(state: State, dead: Mask) -> ir.Model:
+    """The model that a choice gives."""
+    model = Rewriter(state.model, state.need_coupling(), state.need_facts(), dead).run()
+    RemoveUnusedNodesPass()(model)
+    return model
+
+
+def solver_of(state: State, chooser: Chooser, model: LatencyModel) -> Callable[[float], Mask]:
+    """How a budget is shared among the groups, as ``--allocate`` says: share of the time -> units to remove."""
+    if chooser.sharing in ("uniform", "isomorphic"):
+        return lambda share: _along_order(chooser, model, share)
+    if chooser.sharing == "dp":
+        curves = _fitted_curves(state, chooser)
+    else:
+        limits = {group.id: int(chooser.limit[group.id]) for group in chooser.groups}
+        curves = importance_curves(chooser.scores, {g.id: chooser.sorted(g) for g in chooser.groups}, limits)
+    return lambda share: _programmed(chooser, model, curves, share)
+
+
+def _counts(chooser: Chooser, removed: dict[int, int]) -> NDArray[np.int64]:
+    out = np.zeros(len(chooser.sizes), np.int64)
+    for number, n in removed.items():
+        out[number] = n
+    return out
+
+
+def _price(chooser: Chooser, model: LatencyModel, counts: NDArray[np.int64]) -> float:
+    aligned = chooser.aligned(counts)
+    return model.share({group.id: int(aligned[group.id]) for group in chooser.groups})
+
+
+def _programmed(chooser: Chooser, model: LatencyModel, curves: Sequence[Curve], share: float) -> Mask:
+    def price(chosen: Sequence[int]) -> float:
+        return _price(chooser, model, _counts(chooser, {c.group: r for c, r in zip(curves, chosen, strict=True)}))
+
+    chosen = program(curves, price, share)
+    return chooser.mask(_counts(chooser, {c.group: r for c, r in zip(curves, chosen, strict=True)}))
+
+
+def _along_order(chooser: Chooser, model: LatencyModel, share: float) -> Mask:
+    low, high = 0, len(chooser.order)
+    while low < high:
+        middle = (low + high) // 2
+        if _price(chooser, model, chooser.counts(middle)) > share:
+            low = middle + 1
+        else:
+            high = middle
+    return chooser.first(low)
+
+
+def _fitted_curves(state: State, chooser: Chooser) -> Sequence[Curve]:
+    """What each group's loss costs after least squares, measured at the outputs."""
+    from graphprune.allocation import curves_of
+    from graphprune.lstsq import one_thread
+
+    orders: dict[int, Any] = {group.id: chooser.sorted(group) for group in chooser.groups}
+    with one_thread():
+        return curves_of(state, orders, {number: int(chooser.limit[number]) for number in orders}).measured
