@@ -135,7 +135,7 @@ def _shape_option(command: Callable[..., Any]) -> Callable[..., Any]:
               help="How a budget is shared among groups. Default: dp where --data is given, else by --scope.")  # fmt: skip
 @click.option("--floor", type=float, default=0.1, show_default=True, help="Share of each group that is always kept.")
 @click.option("--align", metavar="N|auto",
-              help="Kept widths are multiples of N; auto: of what measurement in --runtime finds, or --device runs fast.")  # fmt: skip
+              help="Kept widths are multiples of N; auto: as measured in --runtime, or as --device likes them.")  # fmt: skip
 @click.option("--device", metavar="NAME[:PRECISION]", default="cpu", show_default=True,
               help="For --align auto: this machine, or tx2, orin-nano:int8, ... ('graphprune devices').")  # fmt: skip
 @click.option("--exact", is_flag=True, help="Leave what normalisations look across.")
