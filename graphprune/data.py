@@ -26,6 +26,7 @@ from graphprune.inputs import (
     parse_shapes,
     resolve_shapes,
 )
+from graphprune.labels import KEY
 from graphprune.synthetic import is_static_batch, synthetic
 
 __all__ = ["Hints", "InputSpec", "Samples", "load", "parse_shapes", "resolve_shapes", "synthetic"]
@@ -129,12 +130,14 @@ def find_files(path: Path) -> tuple[list[Path], bool]:
 class _File:
     """One data file: the array of every input, and how many samples they hold.
 
-    ``single`` are the inputs whose array is one sample, without an axis that counts samples.
+    ``single`` are the inputs whose array is one sample, without an axis that counts samples; ``labels`` an array of whole numbers
+    that no input is fed from.
     """
 
     arrays: Mapping[str, Stored]
     single: frozenset[str]
     rows: int
+    labels: Stored | None = None
 
 
 @dataclass(frozen=True)
@@ -145,12 +148,23 @@ class _ArraySource:
     specs: tuple[InputSpec, ...]
     chosen: Array
     starts: Array
+    #: Labels of arrays are numbers.
+    classes: tuple[str, ...] = ()
+
+    def _find(self, index: int) -> tuple[_File, int]:
+        """The file that a sample is in, and its row there."""
+        row = int(self.chosen[index])
+        at = int(np.searchsorted(self.starts, row, side="right")) - 1
+        return self.files[at], row - int(self.starts[at])
+
+    def label(self, index: int) -> Array | None:
+        """A sample's row of the array of labels; None where its file has none."""
+        file, row = self._find(index)
+        return None if file.labels is None else np.asarray(file.labels.row(row))
 
     def sample(self, index: int) -> Feed:
         """Read, check and cast one sample."""
-        row = int(self.chosen[index])
-        at = int(np.searchsorted(self.starts, row, side="right")) - 1
-        file, row = self.files[at], row - int(self.starts[at])
+        file, row = self._find(index)
         feed = {}
         for spec in self.specs:
             stored = file.arrays[spec.name]
@@ -259,7 +273,20 @@ def _match(path: Path, specs: Sequence[InputSpec], batched: frozenset[str]) -> _
     if 0 in rows.values():
         raise DataError(f"{path} holds no samples: its first axis has size 0")
     single = frozenset(name for name, count in counts.items() if count is None)
-    return _File(arrays, single, next(iter(rows.values()), 1))
+    count = next(iter(rows.values()), 1)
+    return _File(arrays, single, count, _labels(found.get(KEY), arrays, count))
+
+
+def _labels(stored: Stored | None, arrays: Mapping[str, Stored], rows: int) -> Stored | None:
+    """The array of labels, where there is one that is no input's."""
+    if stored is None or KEY in arrays:
+        return None
+    if not is_int(stored.dtype) or not stored.shape or stored.shape[0] != rows:
+        raise DataError(
+            f"{stored} has shape {list_shape(stored.shape)} of {stored.dtype.name}: labels are whole numbers, one row for each of "
+            f"the {rows} samples"
+        )
+    return stored
 
 
 def _array_samples(

@@ -46,6 +46,12 @@ def choose(total: int, n: int, seed: int) -> Array:
     return np.sort(np.random.default_rng(seed).choice(total, n, replace=False))
 
 
+def _folder(file: Path, root: Path) -> str | None:
+    """Name of the folder right below ``root`` that a file is in."""
+    inner = file.relative_to(root).parts
+    return inner[0] if len(inner) > 1 else None
+
+
 def _open(path: Path) -> Image.Image:
     """First frame of an image file, not yet decoded."""
     from PIL import Image
@@ -96,6 +102,13 @@ class _ImageSource:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     others: Synthetic
+    root: Path
+    #: Names of the folders right below the root, of all images there.
+    classes: tuple[str, ...] = ()
+
+    def label(self, index: int) -> str | None:
+        """Name of the folder right below the root that an image is in; None where it is in the root itself."""
+        return _folder(self.files[index], self.root)
 
     def sample(self, index: int) -> Feed:
         """Decode one image and make up what else the model takes."""
@@ -240,11 +253,12 @@ def image_samples(
     )
     batched = batched_inputs(specs, resolved)[1] | ({spec.name} if axes.batch is not None else set())
     size = shape[axes.height], shape[axes.width]
+    classes = tuple(sorted({name for file in files if (name := _folder(file, path)) is not None}))
     names = ", ".join(f"'{other.name}'" for other in others)
     of = f" of {len(files)}" if len(chosen) < len(files) else ""
     order = "channels first" if axes.channel < axes.height else "channels last"
     return Samples(
-        _ImageSource(chosen, spec, axes, shape[axes.channel], size, means, stds, made_up),
+        _ImageSource(chosen, spec, axes, shape[axes.channel], size, means, stds, made_up, path, classes),
         len(chosen),
         resolved,
         batched=batched,

@@ -18,6 +18,8 @@ _TIMES = {"us": 1.0, "ms": 1e3, "s": 1e6}
 FITTING = ("recover", "obs", "gram", "entropy-luo")
 #: Calibration samples when none are asked for: to look at feature maps, and to fit weights.
 LOOKING_SAMPLES, FITTING_SAMPLES = 16, 256
+#: Passes that run backwards through the network for each sample, and how many they take.
+GRADIENTS, GRADIENT_SAMPLES = ("taylor", "group-taylor", "fisher"), 64
 MOST_STEPS = 1000
 #: Wider than any layer.
 LARGEST_ALIGN = 1 << 31
@@ -173,7 +175,9 @@ class Options:
         if self.samples is not None:
             return self.samples
         fits = self.allocation == "dp" or any(spec.strip().startswith(FITTING) for spec in self.passes)
-        return FITTING_SAMPLES if fits else LOOKING_SAMPLES
+        if fits:
+            return FITTING_SAMPLES
+        return GRADIENT_SAMPLES if any(spec.strip().startswith(GRADIENTS) for spec in self.passes) else LOOKING_SAMPLES
 
     def parsed_budget(self) -> tuple[str, float]:
         """The budget's measure and its amount (a share when below 1); of latency above 1 in microseconds."""

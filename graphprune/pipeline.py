@@ -206,6 +206,8 @@ def build_passes(specs: Sequence[str]) -> list[Pass]:
         wanted.append(instantiate(registry.load(spec.name), spec.options))
         if getattr(wanted[-1], "needs", None) == "gradients":
             gradients.require(spec.name)
+        if wanted[-1].kind == "recover" and wanted[-1].last:
+            gradients.need_torch(spec.name, "trains")
     fixed: dict[str, Pass] = {}
     for one in wanted:
         if one.name in (*BEFORE, *AFTER):
@@ -217,7 +219,8 @@ def build_passes(specs: Sequence[str]) -> list[Pass]:
             fixed[name] = registry.load(name)()
     middle = [one for one in wanted if one.name not in fixed]
     scoring = [one for one in middle if one.kind == "score"]
-    recovering = [one for one in middle if one.kind == "recover"]
+    # Training starts from what least squares leaves.
+    recovering = sorted((one for one in middle if one.kind == "recover"), key=lambda one: one.last)
     other = [one.name for one in middle if one.kind not in ("score", "recover")]
     if other:
         raise UsageError(f"pass '{other[0]}' has no place in a run yet")

@@ -36,10 +36,14 @@ BUILTIN = {
     "variance": "graphprune.passes.variance:Variance",
     "wanda": "graphprune.passes.wanda:Wanda",
     "random": "graphprune.passes.random:Random",
+    "taylor": "graphprune.passes.taylor:Taylor",
+    "group-taylor": "graphprune.passes.group_taylor:GroupTaylor",
+    "fisher": "graphprune.passes.fisher:Fisher",
     "select": "graphprune.passes.select:Select",
     "rewrite": "graphprune.passes.rewrite:Rewrite",
     "verify": "graphprune.passes.verify:Verify",
     "recover": "graphprune.passes.recover:Recover",
+    "distill": "graphprune.passes.distill:Distill",
 }
 
 

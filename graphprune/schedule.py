@@ -23,6 +23,8 @@ from graphprune.passes.base import Quota, State
 from graphprune.passes.select import Chooser
 from graphprune.pipeline import BEFORE, build_passes, finish, run_passes, run_state
 from graphprune.plan import DERIVED
+from graphprune.plugins import discover
+from graphprune.spec import parse_pass_spec
 
 Progress = Callable[[str, float], None]
 Mask = NDArray[np.bool_]
@@ -83,7 +85,7 @@ def run_steps(source: Any, options: Options, progress: Progress | None = None) -
 
 def _run(origin: State, model: Any, options: Options, share: float, dead: Mask, progress: Progress) -> State:
     """One step, up to ``share`` of the way; ``dead`` are the units of the source that are gone already."""
-    now = dataclasses.replace(options, steps=1, eval=None, rates={})
+    now = dataclasses.replace(options, steps=1, eval=None, rates={}, passes=_without_training(options.passes))
     if options.budget is not None:
         measure, target = _target(origin, options, share)
         now = dataclasses.replace(now, budget=f"{measure}={max(target, 2):.0f}")
@@ -97,6 +99,12 @@ def _run(origin: State, model: Any, options: Options, share: float, dead: Mask, 
         return run_state(model, now, progress, prepare=prepare)
     except GraphPruneError as error:
         raise type(error)(f"at {share:.0%} of the way: {error}") from error
+
+
+def _without_training(passes: tuple[str, ...]) -> tuple[str, ...]:
+    """Pass specs without those that train, which run once, on the whole cut."""
+    registry = discover()
+    return tuple(text for text in passes if not registry.load(parse_pass_spec(text).name).last)
 
 
 def _target(origin: State, options: Options, share: float) -> tuple[str, float]:

@@ -187,6 +187,8 @@ class Pass(ABC):
     name: ClassVar[str]
     kind: ClassVar[Kind] = "analysis"
     changes_graph: ClassVar[bool] = False
+    #: For passes that recover: whether it trains, behind all others and once, also where a cut is made in steps.
+    last: ClassVar[bool] = False
 
     @abstractmethod
     def run(self, state: State) -> None:

@@ -1,0 +1,257 @@
+"""A source that teaches its cut: which values are compared, what the source gives there, and the loss made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, fx
+
+from graphprune.backends.torch import to_module
+from graphprune.coupling import Coupling
+from graphprune.errors import UsageError
+from graphprune.featuremaps import layer_inputs, layer_outputs
+from graphprune.passes.base import State
+from graphprune.training.batches import INDEX, Batch, Data
+from graphprune.training.losses import Output, divergence, judged, kind_of, relative_error, score
+
+#: Samples that one pass of the teacher takes while its outputs are stored.
+_CHUNK = 32
+
+
+@dataclass(frozen=True)
+class Feature:
+    """A value of teacher and student that is compared beside the outputs.
+
+    Attributes
+    ----------
+    place
+        Its number among the outputs of both.
+    kept
+        Axis -> int64[m], the teacher's indices that the student has.
+    """
+
+    name: str
+    place: int
+    kept: Mapping[int, Tensor]
+
+    def of(self, teacher: Tensor) -> Tensor:
+        """The part of the teacher's value that the student has."""
+        for axis, indices in self.kept.items():
+            teacher = teacher.index_select(axis, indices.to(teacher.device))
+        return teacher
+
+
+def showing(model: ir.Model, names: Sequence[str], *, logits: bool = True) -> tuple[fx.GraphModule, list[str]]:
+    """A model as a module that gives some inner values beside its outputs.
+
+    Parameters
+    ----------
+    names
+        Of values of the main graph.
+    logits
+        What goes into a Softmax that makes an output stands in its place: it is the same distribution, and does not saturate.
+
+    Returns
+    -------
+    module, names
+        The values that the module gives, in order.
+    """
+    clone = model.clone()
+    clone.meta.update(model.meta)
+    values = {str(v.name): v for node in clone.graph for v in node.outputs}
+    for place, value in enumerate(tuple(clone.graph.outputs)):
+        node = value.producer()
+        if logits and node is not None and node.op_type == "Softmax" and not node.domain and _over_last(node, clone):
+            before = node.inputs[0]
+            if before is not None and before.producer() is not None and not before.is_graph_output():
+                clone.graph.outputs[place] = before
+    given = {str(v.name) for v in clone.graph.outputs}
+    clone.graph.outputs.extend(values[name] for name in names if name not in given)
+    return to_module(clone), [str(v.name) for v in clone.graph.outputs]
+
+
+def _over_last(node: ir.Node, model: ir.Model) -> bool:
+    """Whether a Softmax runs over the last axis alone."""
+    version = model.graph.opset_imports.get("", 1)
+    axis = node.attributes.get_int("axis", -1 if version >= 13 else 1)
+    shape = node.outputs[0].shape
+    if axis == -1:
+        return True
+    # Before opset 13 all axes from this one on are one.
+    return shape is not None and axis == len(shape) - 1
+
+
+def boundaries(state: State, cut: ir.Model) -> list[ir.Value]:
+    """For each group the last value that shows its units to the layers behind them; values of the source that the cut has too."""
+    coupling: Coupling = state.need_coupling()
+    there = {str(v.name) for node in cut.graph for v in node.outputs}
+    order = {value: i for i, node in enumerate(state.model.graph) for value in node.outputs}
+    last: dict[int, ir.Value] = {}
+    for value, axis in [*layer_outputs(state, "act"), *layer_inputs(state)]:
+        if value not in order or str(value.name) not in there:
+            continue
+        rows = coupling.rows(value, axis)
+        for number in np.unique(coupling.group_of[rows[rows >= 0]]).tolist():
+            if number not in last or order[value] > order[last[number]]:
+                last[number] = value
+    return sorted(set(last.values()), key=order.__getitem__)
+
+
+class Teacher:
+    """What the source gives for a batch: computed as it is asked for, or once before where that fits into memory.
+
+    Parameters
+    ----------
+    memory
+        Bytes that stored outputs may take.
+    """
+
+    def __init__(self, module: fx.GraphModule, data: Data, device: torch.device, memory: int) -> None:
+        self.module, self.data, self.device = module.to(device).eval(), data, device
+        for parameter in self.module.parameters():
+            parameter.requires_grad_(False)
+        self.names = list(module.meta["inputs"])
+        self.memory = memory
+        self.stored: list[Tensor] | None = None
+        self.place: NDArray[np.int64] = np.zeros(0, np.int64)
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch) -> tuple[Tensor, ...]:
+        if self.stored is not None:
+            where = torch.from_numpy(self.place[batch[INDEX].cpu().numpy()])
+            if bool((where >= 0).all()):
+                return tuple(values[where].to(self.device) for values in self.stored)
+        return self._run(batch)
+
+    def _run(self, batch: Batch) -> tuple[Tensor, ...]:
+        found = self.module(*(batch[name].to(self.device) for name in self.names))
+        return found if isinstance(found, tuple) else (found,)
+
+    @torch.no_grad()
+    def store(self, progress: Callable[[str, float], None]) -> bool:
+        """Run over all samples that train, in a fixed order, and keep what comes out; False where it does not fit."""
+        data = self.data
+        n = len(data.fit)
+        if not data.samples.batched or data.samples.static:
+            return False
+        rows: list[Tensor] = []
+        done = 0
+        for batch in data.straight(data.fit, _CHUNK):
+            size = len(batch[INDEX])
+            found = self._run(batch)
+            if any(y.ndim == 0 or len(y) != size for y in found):
+                return False  # its first axis counts something else
+            if not rows:
+                if n * sum(y[0].numel() * y.element_size() for y in found) > self.memory:
+                    return False
+                rows = [torch.empty((n, *y.shape[1:]), dtype=y.dtype) for y in found]
+            for values, y in zip(rows, found, strict=True):
+                if y.shape[1:] != values.shape[1:]:
+                    return False
+                values[done : done + size] = y.cpu()
+            done += size
+            progress("running the source", done / n)
+        self.place = np.full(len(data.samples), -1)
+        self.place[data.fit] = np.arange(n)
+        self.stored = rows
+        return True
+
+
+class Teaching:
+    """The task of a distillation: outputs and features of the student against the teacher's.
+
+    Parameters
+    ----------
+    outputs
+        Names of the values that stand for the model's outputs, the first ones that both modules give.
+    temperature
+        Softens distributions.
+    weight
+        Of the features, where the outputs have 1; both are balanced at the start so that 1 means as much.
+    """
+
+    name = "distill"
+
+    def __init__(
+        self, teacher: Teacher, outputs: Sequence[str], features: Sequence[Feature], temperature: float, weight: float
+    ) -> None:
+        self.teacher, self.names, self.features = teacher, outputs, features
+        self.temperature, self.weight = temperature, weight
+        self.outputs: list[Output] = []
+        self.variance: dict[int, float] = {}
+        self.balance = 0.0
+
+    def start(self, forward: Callable[[Batch], tuple[Tensor, ...]], batches: list[Batch]) -> dict[str, Any]:
+        found = [(forward(batch), self.teacher(batch)) for batch in batches]
+        first = found[0][1]
+        kinds: dict[str, str] = {}
+        for place, name in enumerate(self.names):
+            s, t = found[0][0][place], first[place]
+            if t.is_floating_point() and t.shape == s.shape and t.numel():
+                kinds[name] = kind_of(t)
+        if not kinds:
+            raise UsageError(
+                f"distillation compares floating-point outputs of the same shape; the model has none ({', '.join(self.names)})"
+            )
+        wanted = [place for place, name in enumerate(self.names) if kinds.get(name) == "values"]
+        variance = {place: float(torch.stack([t[place].float().var() for _, t in found]).mean()) for place in wanted}
+        variance |= {f.place: float(torch.stack([f.of(t[f.place]).float().var() for _, t in found]).mean()) for f in self.features}
+        variance = {place: value for place, value in variance.items() if value > 0 or place < len(self.names)}
+        self.resume({"kinds": kinds, "variance": {str(k): v for k, v in variance.items()}, "balance": 0.0})
+        outputs = float(torch.stack([self._outputs(s, t) for s, t in found]).mean())
+        features = float(torch.stack([self._features(s, t) for s, t in found]).mean())
+        self.balance = self.weight * outputs / features if features > 0 else 0.0
+        return {"kinds": kinds, "variance": {str(k): v for k, v in variance.items()}, "balance": self.balance}
+
+    def resume(self, notes: Mapping[str, Any]) -> None:
+        self.outputs = [Output(name, place, notes["kinds"][name]) for place, name in enumerate(self.names) if name in notes["kinds"]]
+        self.variance = {int(place): float(value) for place, value in notes["variance"].items()}
+        self.balance = float(notes["balance"])
+
+    def _outputs(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+        parts = []
+        for one in self.outputs:
+            s, t = student[one.place], teacher[one.place]
+            if one.kind == "values":
+                parts.append(relative_error(s, t, self.variance[one.place]))
+            else:
+                parts.append(divergence(s, t, one.kind, self.temperature))
+        return torch.stack(parts).mean()
+
+    def _features(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+        parts = [
+            relative_error(student[f.place], f.of(teacher[f.place]), self.variance[f.place])
+            for f in self.features
+            if f.place in self.variance
+        ]
+        return torch.stack(parts).mean() if parts else student[self.outputs[0].place].new_zeros(())
+
+    def loss(self, found: tuple[Tensor, ...], batch: Batch) -> Tensor:
+        teacher = self.teacher(batch)
+        total = self._outputs(found, teacher)
+        return total + self.balance * self._features(found, teacher) if self.balance else total
+
+    def judge(self, found: tuple[Tensor, ...], batch: Batch) -> Tensor:
+        return judged(self.outputs, found, self.teacher(batch))
+
+    def score(self, sums: Tensor) -> float:
+        return score(self.outputs, sums)
+
+
+def features_of(state: State, names: Sequence[str], values: Sequence[ir.Value]) -> list[Feature]:
+    """Features among the values that both modules give."""
+    assert state.rewriter is not None
+    places = {name: place for place, name in enumerate(names)}
+    out = []
+    for value in values:
+        rank = state.need_facts().rank(value) or 0
+        kept = {axis: k for axis in range(rank) if (k := state.rewriter.kept(value, axis)) is not None}
+        out.append(Feature(str(value.name), places[str(value.name)], {a: torch.from_numpy(k) for a, k in kept.items()}))
+    return out
+
