@@ -46,6 +46,13 @@ class Plan:
     graphprune: str = ""
     schema: int = SCHEMA
 
+    @property
+    def unrecovered(self) -> dict[str, Any]:
+        """Fidelity before the last recovery, on the samples of ``fidelity``; empty where there was none."""
+        last = self.recovery.get("distill") or self.recovery
+        found = (last.get("fidelity") or {}).get("before") or {}
+        return dict(found)
+
     def to_json(self) -> dict[str, Any]:
         """The plan as plain JSON data."""
         keys = ("schema", "graphprune", "source", "options", "before", "after", "tensors", "groups", "frozen",

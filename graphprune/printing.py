@@ -109,12 +109,20 @@ def _print_recovery(console: Console, recovery: Mapping[str, Any]) -> None:
     """What recovery fitted."""
     if not recovery:
         return
-    layers = recovery["layers"]
-    fitted = [layer for layer in layers if layer["kept"]]
-    console.print(
-        f"[bold green]recovered[/]: {len(fitted)} of {len(layers)} layers fitted on {recovery['samples']} samples, "
-        f"{len(layers) - len(fitted)} left as cut (no gain on held-out samples), {len(recovery['left'])} not fittable"
-    )
+    if "layers" in recovery:
+        layers = recovery["layers"]
+        fitted = [layer for layer in layers if layer["kept"]]
+        console.print(
+            f"[bold green]recovered[/]: {len(fitted)} of {len(layers)} layers fitted on {recovery['samples']} samples, "
+            f"{len(layers) - len(fitted)} left as cut (no gain on held-out samples), {len(recovery['left'])} not fittable"
+        )
+    if "distill" in recovery:
+        one = recovery["distill"]
+        kept = f"best at step {one['best_step']:,}" if one["used"] else "[yellow]no gain, weights left as they were[/]"
+        console.print(
+            f"[bold green]distilled[/]: {one['steps']:,} of {one['planned']:,} steps ({one['epochs']:.2g} epochs of {one['samples']:,} "
+            f"samples) in {one['seconds']:.0f} s, {one['ended']}; {kept}"
+        )
 
 
 def _print_fidelity(console: Console, plan: Plan) -> None:
@@ -122,7 +130,7 @@ def _print_fidelity(console: Console, plan: Plan) -> None:
     after = plan.fidelity
     if not after:
         return
-    before = plan.recovery["fidelity"]["before"] if plan.recovery else None
+    before = plan.unrecovered or None
     console.print(f"fidelity to the source on {after['samples']} held-out samples:")
 
     def line(what: str, unit: str, then: float | None, now: float, form: str) -> None:

@@ -102,7 +102,7 @@ def _fidelity(plan: Plan) -> Json:
     after = plan.fidelity
     if not after:
         return {}
-    before = (plan.recovery.get("fidelity") or {}).get("before") or {}
+    before = plan.unrecovered
     rows: list[Json] = []
 
     def add(what: str, now: Mapping[str, Any], then: Mapping[str, Any]) -> None:
@@ -121,8 +121,9 @@ def _fidelity(plan: Plan) -> Json:
 
 
 def _recovery(recovery: Mapping[str, Any], boxes: Sequence[Box]) -> Json:
-    if not recovery:
-        return {}
+    taught = _taught(recovery.get("distill") or {})
+    if "layers" not in recovery:
+        return {"used": taught["used"], "distill": taught} if taught else {}
     names = {node_name(box.node): box.name for box in boxes if box.node is not None}
     keys = ("layer", "op", "before", "after", "ridge", "rows", "kept")
     layers = [{key: layer.get(key) for key in keys} for layer in recovery["layers"][:MOST_LAYERS]]
@@ -130,10 +131,17 @@ def _recovery(recovery: Mapping[str, Any], boxes: Sequence[Box]) -> Json:
         layer["name"] = _short(names.get(layer["layer"], str(layer["layer"])))
         layer["layer"] = _short(str(layer["layer"]))
     return {
-        "mode": recovery.get("mode"), "samples": recovery.get("samples"), "used": recovery.get("used"),
+        "mode": recovery.get("mode"), "samples": recovery.get("samples"), "distill": taught,
+        "used": recovery.get("used") or bool(taught and taught["used"]), "fitted": recovery.get("used"),
         "layers": layers, "left_out": max(0, len(recovery["layers"]) - MOST_LAYERS),
         "left": [[_short(layer), _short(why, 400)] for layer, why in list((recovery.get("left") or {}).items())[:MOST_LAYERS]],
     }  # fmt: skip
+
+
+def _taught(record: Mapping[str, Any]) -> Json:
+    """What a distillation did."""
+    keys = ("used", "steps", "planned", "samples", "seconds", "best_step", "ended")
+    return {**{key: record.get(key) for key in keys}, "scores": list(record.get("scores") or [])} if record else {}
 
 
 # -- groups ------------------------------------------------------------------------------------------

@@ -74,13 +74,17 @@ function scores() {
   return [views[0], about, legend(["kept", "kept"], ["gone", "removed"], ["line", "threshold"]), ...views.slice(1)];
 }
 function recovery() {
-  const found = data.recovery;
+  const found = data.recovery, taught = found.distill && found.distill.scores ? found.distill : null;
+  const lesson = taught && [h("h2", null, "Distillation"), h("p", { class: "muted" }, plural(taught.steps, "step") + " of " + taught.planned + " on " + plural(taught.samples, "sample") + " in "
+      + figure(taught.seconds) + " s, " + taught.ended + ". " + (taught.used ? "Best at step " + taught.best_step + "." : "It did not help, and the weights stay as they were.")),
+    table([{ name: "step", n: true, of: (r) => String(r[0]) }, { name: "divergence on held-out samples", n: true, of: (r) => figure(r[1]) }], taught.scores)];
+  if (!found.layers) return lesson;
   const layers = found.layers.map((layer) => ({ ...layer, tip: layer.layer + " (" + layer.op + ")\nerror " + figure(layer.before) + " → " + figure(layer.after)
     + "\n" + (layer.kept ? "fitted" + (layer.ridge === null ? "" : ", ridge " + figure(layer.ridge)) : "left as cut: no gain on held-out samples") }));
   return [h("h2", null, "Error of each layer"), h("p", { class: "muted" }, "Squared error on held-out samples as a share of the outputs' variance, as cut and after the fit; " + plural(found.samples, "sample") + ", mode " + found.mode + "."),
-    found.used === false && h("p", null, "Recovery did not help, and the plain cut was written."),
+    found.fitted === false && h("p", null, "Recovery did not help, and the plain cut was written."),
     legend(["ring", "as cut"], ["dot", "after"]), dumbbells(layers), found.left_out > 0 && h("p", { class: "muted" }, plural(found.left_out, "more layer")),
-    found.left.length > 0 && [h("h2", null, "Not fittable"), table([{ name: "layer", of: (r) => h("code", null, r[0]) }, { name: "why", of: (r) => r[1] }], found.left)]];
+    found.left.length > 0 && [h("h2", null, "Not fittable"), table([{ name: "layer", of: (r) => h("code", null, r[0]) }, { name: "why", of: (r) => r[1] }], found.left)], lesson];
 }
 function frozen() {
   const holder = h("div");
@@ -113,7 +117,7 @@ function recipe() {
 
 // -- the page
 const PANELS = [["summary", "Summary", summary], ["widths", "Widths", widths], ["scores", "Scores", scores],
-  ...(data.recovery.layers ? [["recovery", "Recovery", recovery]] : []), ["frozen", "Frozen", frozen],
+  ...(data.recovery.layers || data.recovery.distill ? [["recovery", "Recovery", recovery]] : []), ["frozen", "Frozen", frozen],
   ["graph", "Coupling graph", () => { graph = graphPanel(data, data.groups); return [graph.panel]; }], ["recipe", "Recipe", recipe]];
 const tabs = document.getElementById("tabs"), panels = document.getElementById("panels");
 function open(id) {
