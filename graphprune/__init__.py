@@ -9,11 +9,12 @@ from graphprune import _deferral
 _deferral.install()
 
 __version__ = "0.1.0"
-__all__ = ["GraphPruneError", "Options", "Plan", "Result", "__version__", "bench", "inspect", "load", "prune", "verify"]
+__all__ = ["GraphPruneError", "Options", "Plan", "Result", "__version__", "bench", "finetune", "inspect", "load", "prune", "verify"]
 
 if TYPE_CHECKING:
     from graphprune.benching import bench
     from graphprune.errors import GraphPruneError
+    from graphprune.finetuning import finetune
     from graphprune.loading import load
     from graphprune.options import Options
     from graphprune.pipeline import Result, inspect, prune
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "GraphPruneError": "errors", "Options": "options", "Plan": "plan", "Result": "pipeline", "bench": "benching",
-    "inspect": "pipeline", "load": "loading", "prune": "pipeline", "verify": "proving",
+    "finetune": "finetuning", "inspect": "pipeline", "load": "loading", "prune": "pipeline", "verify": "proving",
 }  # fmt: skip
 
 

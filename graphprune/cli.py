@@ -20,6 +20,7 @@ import click
 from graphprune import __version__
 from graphprune.cli_bench import bench
 from graphprune.cli_build import build, devices
+from graphprune.cli_finetune import finetune
 from graphprune.errors import GraphPruneError
 
 if TYPE_CHECKING:
@@ -170,6 +171,7 @@ def run(ctx: click.Context, /, model: str, output: Path | None, report: Path | N
     from graphprune.options import Options
     from graphprune.pipeline import prune
     from graphprune.printing import Display, print_result
+    from graphprune.training.processes import is_main
     from graphprune.writing import check_output
 
     if device != "cpu":
@@ -190,7 +192,10 @@ def run(ctx: click.Context, /, model: str, output: Path | None, report: Path | N
     with Display(quiet=as_json) as display:
         result = prune(model, progress=display.progress, **options)
         display.progress("writing", 0.0)
-        files = result.save(output, report)
+        # Of several processes that train together the first one writes.
+        files = result.save(output, report) if is_main() else []
+    if not is_main():
+        return
     if as_json:
         click.echo(json.dumps(_summary(result, files)))
     else:
@@ -350,6 +355,7 @@ def passes(as_json: bool) -> None:
 cli.add_command(bench)
 cli.add_command(build)
 cli.add_command(devices)
+cli.add_command(finetune)
 
 
 def _numbers(name: str, text: str | None) -> tuple[float, ...] | None:
