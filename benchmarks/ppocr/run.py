@@ -24,11 +24,14 @@ from typing import Any
 
 import graphprune as gp
 from benchmarks.ppocr.files import CACHE, model_path
+from benchmarks.ppocr.lines import calibration
 from benchmarks.ppocr.tasks import TASKS, Task
 
 CELLS = CACHE / "cells"
+#: Unlabelled lines that distillation learns from; cut and least squares see ``--samples`` of them.
+LESSON_LINES = 4096
 MODELS = tuple(TASKS)
-RECOVERIES = ("none", "bias", "bn", "ls")
+RECOVERIES = ("none", "bias", "bn", "ls", "distill")
 ALLOCATIONS = ("uniform", "global", "isomorphic", "dp")
 
 
@@ -44,12 +47,13 @@ class Cell:
     samples: int = 0
     seed: int = 0
     quick: bool = False
+    lesson: str = ""
 
     @property
     def path(self) -> Path:
         """Where its figures are kept."""
         words = [self.model, f"{self.budget:g}", self.criterion, self.allocation, self.recovery, f"n{self.samples}",
-                 f"s{self.seed}", "quick" if self.quick else ""]  # fmt: skip
+                 f"s{self.seed}", "quick" if self.quick else "", self.lesson]  # fmt: skip
         return CELLS / (re.sub(r"[^\w.=-]+", "_", "-".join(filter(None, words))) + ".json")
 
     def load(self) -> dict[str, Any] | None:
@@ -72,10 +76,13 @@ def measure(cell: Cell) -> dict[str, Any]:
     if cell.budget == 1:
         return {**asdict(cell), "figures": judge(task, cell, str(model_path(cell.model))), "macs": 1.0}
     passes = [cell.criterion] if cell.recovery == "none" else [cell.criterion, f"recover{{mode={cell.recovery}}}"]
+    if cell.recovery == "distill":
+        passes = [cell.criterion, "recover", f"distill{{{cell.lesson}}}"]
     out = CACHE / "models" / f"{cell.path.stem}.onnx"
     try:
         result = gp.prune(
-            model_path(cell.model), passes=passes, budget=f"macs={cell.budget:g}", data=task.data(), samples=cell.samples,
+            model_path(cell.model), passes=passes, budget=f"macs={cell.budget:g}",
+            data=calibration(LESSON_LINES) if cell.recovery == "distill" else task.data(), samples=cell.samples,
             allocate=cell.allocation, scope="group" if cell.allocation == "uniform" else "global", seed=cell.seed,
         )  # fmt: skip
         cut = time.perf_counter() - start
@@ -91,7 +98,7 @@ def measure(cell: Cell) -> dict[str, Any]:
     return {
         **asdict(cell), "figures": figures, "macs": plan.after["macs"] / plan.before["macs"],
         "params": plan.after["params"] / plan.before["params"], "error": plan.verify["max_rel_error"],
-        "exact_units": plan.verify["exact_units"], "inexact_units": plan.verify["inexact_units"],
+        "distill": plan.recovery.get("distill"), "exact_units": plan.verify["exact_units"], "inexact_units": plan.verify["inexact_units"],
         "seconds": cut, "judge_seconds": time.perf_counter() - start - cut,
         "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
     }  # fmt: skip
@@ -145,7 +152,8 @@ def grid(args: argparse.Namespace) -> list[Cell]:
     for budget, model, criterion, allocation, recovery in itertools.product(
         sorted(args.budgets, reverse=True), args.models, args.criteria, args.allocations, args.recoveries
     ):
-        cells.append(Cell(model, budget, criterion, allocation, recovery, args.samples, args.seed, args.quick))
+        lesson = args.lesson if recovery == "distill" else ""
+        cells.append(Cell(model, budget, criterion, allocation, recovery, args.samples, args.seed, args.quick, lesson))
     return cells
 
 
@@ -166,6 +174,7 @@ def main() -> None:
     parser.add_argument("--recoveries", nargs="+", choices=RECOVERIES, default=["none", "bn", "ls"])
     parser.add_argument("--samples", type=int, default=512, help="calibration samples, as many as there are at most (512)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--lesson", default="minutes=15,holdout=0.03,batch=16", help="options of distill (the recogniser alone)")
     parser.add_argument("--quick", action="store_true", help="judge the recogniser on 100 lines")
     parser.add_argument("--again", action="store_true", help="measure cells that are there")
     parser.add_argument("--table", action="store_true", help="print the table of all cells that are there, and stop")

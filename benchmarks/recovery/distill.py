@@ -44,10 +44,10 @@ def measure(net: str, form: str, options: argparse.Namespace) -> dict[str, Any]:
     given = {"budget": f"macs={options.budget:g}", "allocate": "dp", "data": images(options.images), "samples": CALIBRATION}
     length = f"steps={options.steps}" if options.steps else f"minutes={options.minutes:g}"
     started = time.perf_counter()
-    plain = gp.prune(source, ["obs", "recover"], **given)
+    plain = gp.prune(source, passes=["obs", "recover"], **given)
     cut = time.perf_counter() - started
     more = f",{options.options}" if options.options else ""
-    found = gp.prune(source, ["obs", "recover", f"distill{{{length}{more}}}"], **given)
+    found = gp.prune(source, passes=["obs", "recover", f"distill{{{length}{more}}}"], **given)
     record = found.plan.recovery["distill"]
     return {
         "source": accuracy(source, pictures, labels), "recovered": accuracy(plain.proto().SerializeToString(), pictures, labels),

@@ -117,8 +117,9 @@ class Teacher:
         for parameter in self.module.parameters():
             parameter.requires_grad_(False)
         self.names = list(module.meta["inputs"])
-        self.memory = memory
+        self.memory, self.taken = memory, 0
         self.stored: list[Tensor] | None = None
+        self.held: dict[int, tuple[Tensor, ...]] = {}
         self.place: NDArray[np.int64] = np.zeros(0, np.int64)
 
     @torch.no_grad()
@@ -128,6 +129,20 @@ class Teacher:
             if bool((where >= 0).all()):
                 return tuple(values[where].to(self.device) for values in self.stored)
         return self._run(batch)
+
+    @torch.no_grad()
+    def judging(self, batch: Batch, count: int) -> tuple[Tensor, ...]:
+        """The first ``count`` values for held-out samples, which come in the same batches every time; stored while they fit."""
+        first = int(batch[INDEX][0])
+        found = self.held.get(first)
+        if found is None:
+            found = self._run(batch)[:count]
+            size = sum(y.numel() * y.element_size() for y in found)
+            if size <= self.memory - self.taken:
+                # The runs that train come after: what stands here counts against what they may store.
+                self.taken += size
+                self.held[first] = found
+        return found
 
     def _run(self, batch: Batch) -> tuple[Tensor, ...]:
         found = self.module(*(batch[name].to(self.device) for name in self.names))
@@ -148,8 +163,10 @@ class Teacher:
             if any(y.ndim == 0 or len(y) != size for y in found):
                 return False  # its first axis counts something else
             if not rows:
-                if n * sum(y[0].numel() * y.element_size() for y in found) > self.memory:
+                needed = n * sum(y[0].numel() * y.element_size() for y in found)
+                if needed > self.memory - self.taken:
                     return False
+                self.taken += needed
                 rows = [torch.empty((n, *y.shape[1:]), dtype=y.dtype) for y in found]
             for values, y in zip(rows, found, strict=True):
                 if y.shape[1:] != values.shape[1:]:
@@ -238,7 +255,7 @@ class Teaching:
         return total + self.balance * self._features(found, teacher) if self.balance else total
 
     def judge(self, found: tuple[Tensor, ...], batch: Batch) -> Tensor:
-        return judged(self.outputs, found, self.teacher(batch))
+        return judged(self.outputs, found, self.teacher.judging(batch, len(self.names)))
 
     def score(self, sums: Tensor) -> float:
         return score(self.outputs, sums)

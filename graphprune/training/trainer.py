@@ -24,8 +24,10 @@ from graphprune.training.batches import Batch, Data, augmented
 Progress = Callable[[str, float], None]
 #: Steps that are run and thrown away before the clock starts, and then timed at least.
 WARM, TIMED = 2, 4
-#: Share of a time budget that goes into measuring how long a step takes.
-MEASURING = 0.02
+#: Share of a time budget that goes into measuring how long a step takes, and into judging at most.
+MEASURING, JUDGING = 0.02, 0.15
+#: Judgements that are made all the same.
+FEWEST = 4
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Recipe:
     ema
         Share of the steps that the average of the weights looks back over; 0: the weights themselves are judged.
     evaluations
-        Times that held-out samples judge, evenly over the run.
+        Times that held-out samples judge, evenly over the run; fewer where they would take too much of a time budget.
     patience
         Judgements without gain after which training ends.
     norms
@@ -125,8 +127,10 @@ class History:
     scores: list[tuple[int, float]] = field(default_factory=list)
     ended: str = ""
     resumed: int = 0
+    evaluations: int = 0
     epochs: float = 0.0
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
     processes: int = 1
     device: str = ""
 
@@ -184,7 +188,7 @@ class Trainer:
     # -- the run --------------------------------------------------------------------------------------
     def run(self) -> History:
         """Train until the steps are done, nothing is gained any more, or the loss is no number; put the best weights in place."""
-        started = time.monotonic()
+        started, worked = time.monotonic(), time.process_time()
         devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
             if not self._resume():
@@ -192,7 +196,7 @@ class Trainer:
             self._train()
         self.module.load_state_dict(self.best)
         self.module.eval()
-        self.history.seconds = time.monotonic() - started
+        self.history.seconds, self.history.cpu_seconds = time.monotonic() - started, time.process_time() - worked
         self.history.epochs = self.history.done / len(self.loader)
         return self.history
 
@@ -206,6 +210,7 @@ class Trainer:
         clock = time.monotonic()
         self.history.first = self.history.best = self._judge()
         self.history.scores.append((0, self.history.first))
+        self.history.evaluations = self.recipe.evaluations
         self.history.steps = self._length(started, time.monotonic() - clock)
 
     def _length(self, started: float, judging: float) -> int:
@@ -230,9 +235,12 @@ class Trainer:
                 seconds.append(time.monotonic() - begun)
         self.module.load_state_dict(self.best)
         step = sum(seconds[WARM:]) / len(seconds[WARM:])
-        left = 60 * recipe.minutes - (time.monotonic() - started) - recipe.evaluations * judging
-        found = [max(1, int(left / step))]
+        fitting = int(JUDGING * 60 * recipe.minutes / max(judging, 1e-9))
+        evaluations = min(recipe.evaluations, max(FEWEST, fitting))
+        left = 60 * recipe.minutes - (time.monotonic() - started) - evaluations * judging
+        found = [max(1, int(left / step)), evaluations]
         broadcast_object_list(found)
+        self.history.evaluations = found[1]
         return found[0]
 
     def _first(self, count: int) -> list[Batch]:
@@ -248,7 +256,7 @@ class Trainer:
     def _train(self) -> None:
         recipe, history = self.recipe, self.history
         saved, total = time.monotonic(), 0.0
-        marks = {round(history.steps * (i + 1) / recipe.evaluations) for i in range(recipe.evaluations)} | {history.steps}
+        marks = {round(history.steps * (i + 1) / history.evaluations) for i in range(history.evaluations)} | {history.steps}
         self._mode()
         while history.done < history.steps and not history.ended:
             self.order.epoch, at = divmod(history.done, len(self.loader))
@@ -378,7 +386,7 @@ class Trainer:
             self._path, {f"{part}/{name}": value for part, found in parts.items() for name, value in found.items()},
             {"identity": self.identity, "numbers": numbers, "task": self.notes, "stale": self.stale,
              "scaler": None if scaler is None else scaler.state_dict(), "scores": history.scores, "steps": history.steps,
-             "done": history.done, "best": history.best, "first": history.first, "at": history.at, "ended": history.ended},
+             "evaluations": history.evaluations, "done": history.done, "best": history.best, "first": history.first, "at": history.at, "ended": history.ended},
         )  # fmt: skip
 
     def _resume(self) -> bool:
@@ -408,6 +416,7 @@ class Trainer:
         history = self.history
         history.scores = [(step, score) for step, score in notes["scores"]]
         history.steps, history.done, history.ended = notes["steps"], notes["done"], notes["ended"]
+        history.evaluations = notes["evaluations"]
         history.best, history.first, history.at, history.resumed = notes["best"], notes["first"], notes["at"], notes["done"]
         return True
 
