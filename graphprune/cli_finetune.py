@@ -55,8 +55,9 @@ def finetune(model: str, data: str, output: Path | None, mean: str | None, std: 
     sizes = parse_shapes(shapes, None) if shapes else None
     with Display(quiet=as_json) as display:
         found = train(
-            model, data, mean=_numbers("--mean", mean), std=_numbers("--std", std), shapes=sizes, progress=display.progress, **given
-        )
+            model, data, mean=_numbers("--mean", mean), std=_numbers("--std", std), shapes=sizes,
+            progress=display.progress, **given,
+        )  # fmt: skip
     if not is_main():
         return
     files = found.save(output)
@@ -67,7 +68,8 @@ def finetune(model: str, data: str, output: Path | None, mean: str | None, std: 
     click.secho("finetuned: ", fg="green", bold=True, nl=False)
     click.echo(
         f"{one['measure']} {one['before']:.4f} -> {one['after']:.4f} on {one['held_out']:,} held-out samples; {one['steps']:,} of "
-        f"{one['planned']:,} steps ({one['epochs']:.2g} epochs of {one['samples']:,} samples) in {one['seconds']:.0f} s, {one['ended']}; "
+        f"{one['planned']:,} steps ({one['epochs']:.2g} epochs of {one['samples']:,} samples) in {one['seconds']:.0f} s, "
+        f"{one['ended']}; "
         + (f"best at step {one['best_step']:,}" if one["used"] else "no gain, the weights are as they were")
     )
     click.echo("written: " + ", ".join(map(str, files)))

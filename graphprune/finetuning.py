@@ -73,7 +73,7 @@ def finetune(
     layout: str | None = None, holdout: float = 0.1, checkpoint: str | os.PathLike[str] | None = None, seed: int = 0,
     progress: Callable[[str, float], None] = lambda _what, _share: None, **recipe: Any,
 ) -> Finetuned:  # fmt: skip
-    """Train a model on labelled data; the weights that are best on held-out samples are kept, and none that are worse than before.
+    """Train a model on labelled data; the weights that are best on held-out samples are kept, those before included.
 
     Parameters
     ----------
@@ -125,7 +125,7 @@ def finetune(
     model = loaded.model.clone()
     model.meta.update(loaded.model.meta)
     specs = input_specs(model)
-    samples = loading.load(data, specs, n=ALL, mean=mean, std=std, layout=layout, shapes=shapes, seed=seed, batch=_FEED)
+    samples = loading.load(Path(data), specs, n=ALL, mean=mean, std=std, layout=layout, shapes=shapes, seed=seed, batch=_FEED)
     labels = labels_of(samples, class_counts(model))
     if labels is None and teacher is None:
         raise DataError(
@@ -155,7 +155,8 @@ def finetune(
 
 
 def _task(
-    student: Any, outputs: Sequence[str], data: Any, labels: np.ndarray[Any, Any] | None, teacher: Any, temperature: float, weight: float
+    student: Any, outputs: Sequence[str], data: Any, labels: np.ndarray[Any, Any] | None, teacher: Any, temperature: float,
+    weight: float,
 ) -> Any:  # fmt: skip
     """What is learnt: labels, a teacher's outputs, or both."""
     from accelerate import PartialState
@@ -170,8 +171,8 @@ def _task(
         ours, theirs = list(student.meta["inputs"]), list(module.meta["inputs"])
         if ours != theirs or len(given) != len(outputs):
             raise UsageError(
-                f"the teacher takes {', '.join(theirs)} and gives {len(given)} outputs, the model takes {', '.join(ours)} and gives "
-                f"{len(outputs)}: both must take and give the same"
+                f"the teacher takes {', '.join(theirs)} and gives {len(given)} outputs, the model takes {', '.join(ours)} and "
+                f"gives {len(outputs)}: both must take and give the same"
             )
         master = Teacher(module, data, PartialState().device, 0)
     if labels is None:
@@ -185,9 +186,7 @@ def _record(history: History, task: Any, data: Any, labelled: bool) -> dict[str,
     shown = task.accuracy if labelled else float
     return {
         "measure": "accuracy" if labelled else "divergence", "before": shown(history.first), "after": shown(history.best),
-        "samples": len(data.fit), "held_out": len(data.held), "used": history.at > 0, "steps": history.done,
-        "planned": history.steps, "epochs": history.epochs, "seconds": history.seconds, "best_step": history.at,
-        "ended": history.ended, "resumed_at": history.resumed, "processes": history.processes, "device": history.device,
+        **history.to_json(), "samples": len(data.fit), "held_out": len(data.held), "used": history.at > 0,
         "scores": [(step, shown(score)) for step, score in history.scores],
     }  # fmt: skip
 

@@ -97,7 +97,7 @@ def products(state: State, name: str, labelled: bool) -> Iterator[list[tuple[Mem
         )
     module = to_module(state.model)
     parameters = dict(module.named_parameters())
-    paths: dict[str, str] = module.meta["names"]  # type: ignore[assignment]
+    paths: dict[str, str] = module.meta["names"]
     members: list[tuple[Member, torch.nn.Parameter]] = []
     for value in coupling.constants:
         axes = tuple(a for a in range(len(coupling.coupler.axes.get(value) or ())) if coupling.has_units(value, a))
@@ -112,7 +112,7 @@ def products(state: State, name: str, labelled: bool) -> Iterator[list[tuple[Mem
     target = _Target(state.options.seed)
     for number, feed in enumerate(samples):
         state.progress(name, number / samples.feeds)
-        found = module(*(torch.from_numpy(np.ascontiguousarray(feed[key])) for key in module.meta["inputs"]))  # type: ignore[union-attr]
+        found = module(*(torch.from_numpy(np.ascontiguousarray(feed[key])) for key in module.meta["inputs"]))
         outputs = found if isinstance(found, tuple) else (found,)
         if labels is None:
             loss = target.drawn(outputs, number)
@@ -121,7 +121,7 @@ def products(state: State, name: str, labelled: bool) -> Iterator[list[tuple[Mem
             loss = target.given(outputs, labels[chosen], name)
         module.zero_grad()
         if loss.requires_grad:
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
         yield [(member, _product(parameter)) for member, parameter in members]
 
 

@@ -120,8 +120,8 @@ def _print_recovery(console: Console, recovery: Mapping[str, Any]) -> None:
         one = recovery["distill"]
         kept = f"best at step {one['best_step']:,}" if one["used"] else "[yellow]no gain, weights left as they were[/]"
         console.print(
-            f"[bold green]distilled[/]: {one['steps']:,} of {one['planned']:,} steps ({one['epochs']:.2g} epochs of {one['samples']:,} "
-            f"samples) in {one['seconds']:.0f} s, {one['ended']}; {kept}"
+            f"[bold green]distilled[/]: {one['steps']:,} of {one['planned']:,} steps ({one['epochs']:.2g} epochs of "
+            f"{one['samples']:,} samples) in {one['seconds']:.0f} s, {one['ended']}; {kept}"
         )
 
 

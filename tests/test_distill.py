@@ -153,7 +153,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(tmp_path: Path) -> None:
 
     def call(*args: Any) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run([sys.executable, "-m", "graphprune", *arguments(*args)], cwd=ROOT, capture_output=True, text=True, env=environment)
+        done = subprocess.run([sys.executable, "-m", "graphprune", *arguments(*args)], check=False, cwd=ROOT, capture_output=True, text=True, env=environment)
         assert done.returncode == 0, done.stderr
 
     call("whole.onnx", "whole", 60)

@@ -129,10 +129,8 @@ class Distill(Pass):
             state.note("distill: the outputs on held-out samples came no nearer to the source's: the weights stay as they were")
         changed = [str(value.name) for value, tensor in weights.items() if _differs(value, tensor)]
         record: dict[str, Any] = {
-            "samples": len(data.fit), "held_out": len(data.held), "used": used, "steps": history.done, "planned": history.steps,
-            "epochs": history.epochs, "seconds": history.seconds, "cpu_seconds": history.cpu_seconds, "best_step": history.at, "ended": history.ended,
-            "resumed_at": history.resumed, "scores": history.scores, "processes": history.processes, "device": history.device,
-            "features": values, "options": {k: v for k, v in asdict(self).items() if v is not None},
+            "samples": len(data.fit), "held_out": len(data.held), "used": used, **history.to_json(), "features": values,
+            "options": {k: v for k, v in asdict(self).items() if v is not None},
             "fidelity": {"samples": len(data.held), "before": before, "after": after},
         }  # fmt: skip
         recovery = state.plan.recovery

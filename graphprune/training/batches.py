@@ -78,7 +78,7 @@ class Straight(Sampler[list[int]]):
         self.indices, self.batch, self.static = indices, batch, static
 
     def __len__(self) -> int:
-        return -(-len(self.indices) // self.batch)
+        return (len(self.indices) + self.batch - 1) // self.batch
 
     def __iter__(self) -> Iterator[list[int]]:
         for start in range(0, len(self.indices), self.batch):

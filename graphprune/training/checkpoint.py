@@ -58,7 +58,9 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
             notes = json.loads((file.metadata() or {})[_KEY])
             return {name: file.get_tensor(name) for name in file.keys()}, notes  # noqa: SIM118 (no dict)
     except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise UsageError(f"{path} is no checkpoint of graphprune, or damaged ({error}): remove it, or give another folder") from error
+        raise UsageError(
+            f"{path} is no checkpoint of graphprune, or damaged ({error}): remove it, or give another folder"
+        ) from error
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:

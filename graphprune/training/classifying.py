@@ -44,7 +44,7 @@ class Classifying:
         fitting = [
             place
             for place, y in enumerate(found)
-            if y.is_floating_point() and y.ndim >= 2 and y.shape[-1] > int(self.labels.max()) and y.shape[1:-1] == rows and y.shape[-1] > 1
+            if y.is_floating_point() and y.ndim >= 2 and y.shape[1:-1] == rows and y.shape[-1] > max(1, int(self.labels.max()))
         ]
         if not fitting or int(self.labels.min()) < 0:
             shapes = ", ".join(f"'{name}' {list(y.shape)}" for name, y in zip(self.names, found, strict=True))

@@ -227,7 +227,8 @@ class Teaching:
         return {"kinds": kinds, "variance": {str(k): v for k, v in variance.items()}, "balance": self.balance}
 
     def resume(self, notes: Mapping[str, Any]) -> None:
-        self.outputs = [Output(name, place, notes["kinds"][name]) for place, name in enumerate(self.names) if name in notes["kinds"]]
+        kinds = notes["kinds"]
+        self.outputs = [Output(name, place, kinds[name]) for place, name in enumerate(self.names) if name in kinds]
         self.variance = {int(place): float(value) for place, value in notes["variance"].items()}
         self.balance = float(notes["balance"])
 

@@ -134,6 +134,14 @@ class History:
     processes: int = 1
     device: str = ""
 
+    def to_json(self) -> dict[str, Any]:
+        """What a plan keeps of it."""
+        return {
+            "steps": self.done, "planned": self.steps, "epochs": self.epochs, "seconds": self.seconds,
+            "cpu_seconds": self.cpu_seconds, "best_step": self.at, "ended": self.ended, "resumed_at": self.resumed,
+            "scores": self.scores, "processes": self.processes, "device": self.device,
+        }  # fmt: skip
+
 
 class Trainer:
     """One run; ``module`` holds the best weights afterwards.
@@ -160,13 +168,14 @@ class Trainer:
             mixed_precision=precision, kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)]
         )
         self.task, self.data, self.recipe, self.identity, self.progress = task, data, recipe, dict(identity), progress
-        self.names = list(module.meta["inputs"])  # type: ignore[union-attr, arg-type]
+        self.names = list(module.meta["inputs"])
         self.module = module
         trained = [p for p in module.parameters() if p.requires_grad]
         if not trained:
             raise UsageError("the model has no floating-point weights that could be trained")
         many = [p for p in trained if p.ndim > 1]
-        groups = [{"params": many, "weight_decay": recipe.decay}, {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0}]
+        few = [p for p in trained if p.ndim < 2]
+        groups = [{"params": many, "weight_decay": recipe.decay}, {"params": few, "weight_decay": 0.0}]
         groups = [group for group in groups if group["params"]]
         kind: Any = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.SGD
         more: dict[str, Any] = {} if recipe.optimizer == "adamw" else {"momentum": 0.9, "nesterov": True}
@@ -183,7 +192,8 @@ class Trainer:
         self.history = History(processes=self.accelerator.num_processes, device=str(self.accelerator.device))
         self.average: dict[str, Tensor] = {}
         self.best: dict[str, Tensor] = {}
-        self.stale, self.notes, self.counted = 0, {}, 0.0
+        self.stale = 0
+        self.notes: dict[str, Any] = {}
 
     # -- the run --------------------------------------------------------------------------------------
     def run(self) -> History:
@@ -386,7 +396,8 @@ class Trainer:
             self._path, {f"{part}/{name}": value for part, found in parts.items() for name, value in found.items()},
             {"identity": self.identity, "numbers": numbers, "task": self.notes, "stale": self.stale,
              "scaler": None if scaler is None else scaler.state_dict(), "scores": history.scores, "steps": history.steps,
-             "evaluations": history.evaluations, "done": history.done, "best": history.best, "first": history.first, "at": history.at, "ended": history.ended},
+             "evaluations": history.evaluations, "done": history.done, "best": history.best, "first": history.first,
+             "at": history.at, "ended": history.ended},
         )  # fmt: skip
 
     def _resume(self) -> bool:
