@@ -78,8 +78,8 @@ def finetune(
     Parameters
     ----------
     source
-        A path to an ``.onnx`` file, an ``onnx.ModelProto``, an ``onnx_ir.Model``, or what else :func:`graphprune.prune` takes. It is
-        never changed.
+        A path to an ``.onnx`` file, an ``onnx.ModelProto``, an ``onnx_ir.Model``, or what else :func:`graphprune.prune` takes. It
+        is never changed.
     data
         A folder with one subfolder of images a class (names that are numbers are class numbers, others are numbered in sorted
         order), or a ``.npz`` with the inputs and an array ``labels``.
