@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     "--min-shape", "least", multiple=True, metavar="NAME=...", help="The least it must take; default --shape."
 )
 @click.option("--max-shape", "most", multiple=True, metavar="NAME=...", help="The most it must take; default --shape.")
+@click.option("--static", is_flag=True, help="Fix dynamic inputs at --shape: more is computed in advance.")
 @click.option(
     "--raw-heads", is_flag=True, help="Cut NonMaxSuppression and what follows off: outputs are boxes and scores."
 )
@@ -53,8 +54,8 @@ if TYPE_CHECKING:
 def build(
     model: str, name: str, output: Path | None, jetpack: str | None, tensorrt: str | None, precision: str | None, dla: int | None,
     memory: float | None, data: str | None, samples: int | None, mean: str | None, std: str | None, shapes: tuple[str, ...],
-    least: tuple[str, ...], most: tuple[str, ...], raw_heads: bool, check_only: bool, rtx_check: bool, everything: bool,
-    as_json: bool,
+    least: tuple[str, ...], most: tuple[str, ...], static: bool, raw_heads: bool, check_only: bool, rtx_check: bool,
+    everything: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Lower MODEL for a device, prove it, and write a folder that builds, times and checks it there."""
     from graphprune.cli import _numbers, _shapes
@@ -63,7 +64,7 @@ def build(
     target = resolve(name, jetpack=jetpack, precision=precision, dla=dla, tensorrt=tensorrt, memory_gb=memory)
     sizes = _shapes(model, shapes)
     if check_only:
-        _check(model, target, sizes, raw_heads, rtx_check, everything, as_json)
+        _check(model, target, sizes, static, raw_heads, rtx_check, everything, as_json)
         return
     from graphprune.backends.tensorrt import build as make
     from graphprune.printing import Display
@@ -73,7 +74,7 @@ def build(
     with Display(quiet=as_json) as display:
         built = make(
             model, target, folder, data=data, shapes=sizes, min_shapes=_shapes(model, least), max_shapes=_shapes(model, most),
-            raw_heads=raw_heads, samples_count=samples, mean=_numbers("--mean", mean), std=_numbers("--std", std),
+            raw_heads=raw_heads, static=static, samples_count=samples, mean=_numbers("--mean", mean), std=_numbers("--std", std),
             progress=display.progress,
         )  # fmt: skip
         found = _rtx(folder / "model.onnx", sizes, target) if rtx_check else None
@@ -87,6 +88,7 @@ def _check(
     model: str,
     target: Target,
     shapes: dict[str, tuple[int, ...]],
+    static: bool,
     raw_heads: bool,
     rtx: bool,
     everything: bool,
@@ -100,8 +102,10 @@ def _check(
     from graphprune.backends.tensorrt import lower, verdicts_of
     from graphprune.frontends.onnx import load
     from graphprune.printing_build import print_verdicts
+    from graphprune.shapes import probe_inputs
 
-    lowered = lower(load(model).model, target, raw_heads=raw_heads)
+    source = load(model).model
+    lowered = lower(source, target, shapes=probe_inputs(source, shapes) if static else None, raw_heads=raw_heads)
     verdicts = verdicts_of(lowered, shapes)
     bad = any(v.status == "unsupported" for v in verdicts)
     found = None

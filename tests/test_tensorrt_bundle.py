@@ -267,3 +267,18 @@ def test_calls_of_tensorrt_fit_its_published_stubs(tmp_path: Path) -> None:
     unreadable = [line for line in lines if "[syntax]" in line or "prevented further checking" in line]
     ours = [line for line in lines if line.startswith(str(engine))]
     assert not unreadable and not ours and "checked 1 source file" in lines[-1]
+
+
+def test_static_fixes_sizes_and_computes_more(tmp_path: Path) -> None:
+    source = NETS["shape-arithmetic"]
+    shapes = {"x": (2, 3, 8, 6)}
+    folder = build(source, resolve("tx2"), tmp_path / "s", shapes=shapes, static=True).folder
+    model = load(folder / "model.onnx").model
+    assert {n.op_type for n in model.graph} == {"Reshape"} and list(model.graph.inputs[0].shape or ()) == [2, 3, 8, 6]
+    assert not [a for a in json.loads((folder / "bundle.json").read_text())["commands"]["build"] if "Shapes" in a]
+    moving = net(18, "(float[N, 3, 8, 8] x) => (float y)", "y = Pad(x, p, v)", p=np.array([0, 0, 1, 0, 0, 0, 0, 2]), v=np.array(-1, np.float32))
+    with pytest.raises(UnsupportedError, match="--static fixes dynamic sizes"):
+        build(moving, resolve("tx2", jetpack="4.6"), tmp_path / "p")
+    build(moving, resolve("tx2", jetpack="4.6"), tmp_path / "p", static=True)
+    with pytest.raises(UsageError, match="one size only"):
+        build(NETS["conv-bn-mish"], resolve("orin-nx", dla=0), tmp_path / "d", shapes={"x": (1, 3, 16, 16)}, max_shapes={"x": (4, 3, 16, 16)})

@@ -216,3 +216,10 @@ def test_functions_and_large_weights(tmp_path: Path) -> None:
     described = json.loads((built.folder / "bundle.json").read_text())
     assert [entry["file"] for entry in described["model"]["data"]] == ["model.onnx.data"]
     onnx.checker.check_model(str(built.folder / "model.onnx"))
+
+
+def test_types_that_no_version_casts_to_are_named() -> None:
+    proto = net(17, "(float[4] x) => (float[4] y)", "u = Cast<to=2>(x) y = Cast<to=1>(u)")
+    found = [v for v in check(load(proto).model, target("8.2")) if v.status == "unsupported"]
+    assert [v.op for v in found] == ["Cast", "Cast"] and "UINT8" in found[0].reason
+    assert not [v for v in check(load(proto).model, target("8.6")) if v.status == "unsupported"]

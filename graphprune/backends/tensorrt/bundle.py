@@ -34,6 +34,7 @@ from graphprune.devices import Target
 from graphprune.errors import OutputError, UsageError
 from graphprune.frontends.onnx import load
 from graphprune.inputs import Feed
+from graphprune.shapes import probe_inputs
 
 SCHEMA = 1
 BUNDLE = "bundle.json"
@@ -81,6 +82,7 @@ def build(
     min_shapes: Shapes | None = None,
     max_shapes: Shapes | None = None,
     raw_heads: bool = False,
+    static: bool = False,
     samples_count: int | None = None,
     seed: int = 0,
     mean: Sequence[float] | None = None,
@@ -103,6 +105,8 @@ def build(
         Sizes of dynamic inputs: what the engine is best at, least and most; the last two default to the first.
     raw_heads
         Cut detection tails off at boxes and scores.
+    static
+        Fix dynamic inputs at ``shapes``: more is computed in advance, and the engine takes no other sizes.
 
     Returns
     -------
@@ -120,7 +124,7 @@ def build(
     folder = check_folder(output)
     progress("lowering", 0.0)
     model = load(source).model
-    lowered = lower(model, target, raw_heads=raw_heads)
+    lowered = lower(model, target, shapes=probe_inputs(model, shapes or {}) if static else None, raw_heads=raw_heads)
     verdicts = verdicts_of(lowered, shapes or {})
     refuse_unsupported(verdicts, target)
     explicit = check_quantised(lowered)
@@ -134,6 +138,8 @@ def build(
         lowered.model = load(to_half(writer.to_proto(lowered.model))).model
         proof["half"] = prove(model, lowered, feeds[:PROOF_SAMPLES], TOLERANCE["fp16"])["max_rel_error"]
     profile = profile_of(lowered.model, feeds[0], min_shapes or {}, max_shapes or {})
+    if target.dla is not None and profile.least != profile.most:
+        raise UsageError("the DLA takes one size only: leave --min-shape and --max-shape out")
     notes = []
     if data is None:
         notes.append("inputs are synthetic: give --data, so that references and INT8 scales are of real ones")

@@ -24,7 +24,7 @@ TYPES = {
 #: Operators whose types are told by another value than their first input: input index, or -1 for the output.
 _TYPED_BY = {"Where": 1, "ConstantOfShape": -1, "OneHot": -1, "EyeLike": -1, "Constant": -1, "Compress": 0}
 #: Operators that take any type that passes through them.
-_UNTYPED = frozenset(("If", "Loop", "Scan", "Not", "And", "Or", "Xor", "NonZero", "Size", "Shape", "Cast", "CastLike"))
+_UNTYPED = frozenset(("If", "Loop", "Scan", "Not", "And", "Or", "Xor", "NonZero", "Size", "Shape"))
 #: Plugins that come with TensorRT, by the first version that has them.
 PLUGINS = {"EfficientNMS_TRT": (8, 0)}
 RESIZE_COORDINATES = ("half_pixel", "pytorch_half_pixel", "tf_half_pixel_for_nn", "asymmetric", "align_corners")
@@ -156,14 +156,25 @@ def _type_problem(node: ir.Node, row: Operator, context: Context) -> Problem | N
     if not taken or node.op_type in _UNTYPED:
         return None
     index = _TYPED_BY.get(node.op_type, 0)
-    value = node.outputs[0] if index < 0 else given(node, index)
-    dtype = None if value is None else context.facts.dtype(value)
-    if dtype is None:
-        return None
-    name = type_name(dtype, context)
-    if name in taken:
-        return None
-    return Problem("type", f"{node.op_type} of {name}: TensorRT {_version(context)} takes {', '.join(taken)}")
+    values = [node.outputs[0] if index < 0 else given(node, index)]
+    if node.op_type in ("Cast", "CastLike"):
+        values.append(node.outputs[0])
+    elif node.op_type == "QuantizeLinear":
+        quantised = operator("DequantizeLinear", context.target.tensorrt)
+        dtype = context.facts.dtype(node.outputs[0])
+        if (
+            dtype is not None
+            and quantised is not None
+            and type_name(dtype, context) not in (*quantised.types.split(), "UINT8")
+        ):
+            return Problem(
+                "type", f"{node.op_type} to {dtype.name}: TensorRT {_version(context)} has {quantised.types}"
+            )
+    for value in values:
+        dtype = None if value is None else context.facts.dtype(value)
+        if dtype is not None and (name := type_name(dtype, context)) not in taken:
+            return Problem("type", f"{node.op_type} of {name}: TensorRT {_version(context)} takes {', '.join(taken)}")
+    return None
 
 
 Rule = Callable[[ir.Node, str, Context], bool]

@@ -34,8 +34,9 @@ ADVICE = {
     "op": "replace it in the network, or leave this part to the host",
     "opset": "export the network for an older opset",
     "type": "change its element type in the network",
-    "constant": "make that input a constant: export with static shapes and constant folding",
-    "static": "export with static shapes",
+    "constant": "make that input a constant: --static fixes dynamic sizes, which may do it",
+    "static": "fix dynamic sizes: --static",
+    "pad-zero-two-axes": "--static fixes dynamic sizes, which lets it be lowered; or take JetPack 4.6.1 or later",
 }
 
 
