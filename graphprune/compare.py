@@ -200,6 +200,9 @@ def _jobs(
     if not passes:
         raise UsageError("nothing to compare: give --pass two times or more")
     goals: list[dict[str, Any]] = [{"budget": budget} for budget in budgets]
+    if any(budget.lstrip().startswith("latency") for budget in budgets):
+        # Jobs run side by side and are kept by content: times of such runs would be of each other.
+        raise UsageError("compare takes no latency budgets: give macs=..., or run each criterion with the latency budget alone")
     if rate is not None or not goals:
         goals.append({"rate": rate if rate is not None else 0.5})
     choices: dict[tuple[str, ...], bool] = {}

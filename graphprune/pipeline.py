@@ -321,7 +321,7 @@ def prune(
     rate
         Share of the prunable indices to remove; 0.5 when no budget is given.
     budget
-        ``"macs=0.5"``, ``"params=0.5"``, ``"bytes=0.5"`` instead.
+        ``"macs=0.5"``, ``"params=0.5"``, ``"bytes=0.5"`` or ``"latency=0.5x"`` (or ``8ms``, measured here) instead.
     shapes
         Input name to shape, for dynamic axes while analysing; the written model keeps its dynamic axes.
     keep

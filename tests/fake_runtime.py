@@ -63,7 +63,7 @@ class FakeRuntime:
         self.source = ms if self.source is None else self.source
         return FakeEngine((1 - self.overhead) * ms + self.overhead * self.source)
 
-    def profile(self, model: bytes | Path, feed: Any, threads: int, runs: int) -> list[LayerTime]:
+    def profile(self, model: bytes | Path, feed: Any, threads: int, runs: int, *, named: bool = True) -> list[LayerTime]:
         self.profiled += 1
         return cost_of(model)
 

@@ -185,6 +185,13 @@ def test_options_that_are_refused(options: dict[str, Any], says: str) -> None:
         Options(**options)
 
 
+def test_compare_takes_no_latency_budgets(digits: Path) -> None:
+    from graphprune.compare import compare
+
+    with pytest.raises(UsageError, match="run each criterion with the latency budget alone"):
+        compare(str(digits), ["l1"], budgets=["latency=0.5x"])
+
+
 # -- the staircase
 
 

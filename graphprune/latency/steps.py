@@ -98,7 +98,7 @@ class Bench:
         return min(first, self._sum(model, feed, runs)) if runs > 0 else first
 
     def _sum(self, model: bytes, feed: dict[str, NDArray[np.float64]], runs: int) -> float:
-        layers = self._runtime.profile(model, feed, self._threads, runs)
+        layers = self._runtime.profile(model, feed, self._threads, runs, named=False)
         return sum(layer.least for layer in layers if not layer.layout)
 
 

@@ -69,8 +69,15 @@ class Runtime(Protocol):
             The runtime refuses it; the message names the node where the runtime does.
         """
 
-    def profile(self, model: bytes | Path, feed: Feed, threads: int, runs: int) -> list[LayerTime]:
+    def profile(
+        self, model: bytes | Path, feed: Feed, threads: int, runs: int, *, named: bool = True
+    ) -> list[LayerTime]:
         """Times of single steps, in the order in which they run.
+
+        Parameters
+        ----------
+        named
+            Whether steps are called as the source's nodes, which may take longer to find out.
 
         Raises
         ------

@@ -54,18 +54,23 @@ class OnnxRuntime:
     def load(self, model: bytes | Path, threads: int) -> OnnxEngine:
         return OnnxEngine(self._session(model, self._options(threads)))
 
-    def profile(self, model: bytes | Path, feed: Feed, threads: int, runs: int) -> list[LayerTime]:
+    def profile(
+        self, model: bytes | Path, feed: Feed, threads: int, runs: int, *, named: bool = True
+    ) -> list[LayerTime]:
         with tempfile.TemporaryDirectory(prefix="graphprune-") as folder:
             options = self._options(threads)
             options.enable_profiling = True
             options.profile_file_prefix = str(Path(folder) / "profile")
             optimised = Path(folder) / "optimised.onnx"
-            options.optimized_model_filepath = str(optimised)
-            options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights")
+            if named:
+                options.optimized_model_filepath = str(optimised)
+                options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights")
             session = self._session(model, options)
             for _ in range(_WARM + runs):
                 session.run(None, dict(feed))
             events = json.loads(Path(session.end_profiling()).read_text())
+            if not named:
+                return _times(events, {})
             plan = onnx.load(optimised, load_external_data=False).graph
         source = onnx.load_from_string(model) if isinstance(model, bytes) else onnx.load(model, load_external_data=False)
         return _times(events, _origins(plan, source.graph))

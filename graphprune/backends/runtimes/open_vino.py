@@ -56,7 +56,9 @@ class OpenVino:
     def load(self, model: bytes | Path, threads: int) -> OpenVinoEngine:
         return OpenVinoEngine(self._compile(model, threads, profiled=False).create_infer_request())
 
-    def profile(self, model: bytes | Path, feed: Feed, threads: int, runs: int) -> list[LayerTime]:
+    def profile(
+        self, model: bytes | Path, feed: Feed, threads: int, runs: int, *, named: bool = True
+    ) -> list[LayerTime]:
         request = self._compile(model, threads, profiled=True).create_infer_request()
         taken: dict[str, tuple[str, list[float]]] = {}
         for run in range(_WARM + runs):

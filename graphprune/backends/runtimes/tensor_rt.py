@@ -42,7 +42,9 @@ class TensorRt(OnnxRuntime):
             raise ModelError("ONNX Runtime could not start TensorRT on this GPU and would have run on the CPU instead")
         return session
 
-    def profile(self, model: bytes | Path, feed: Feed, threads: int, runs: int) -> list[LayerTime]:
+    def profile(
+        self, model: bytes | Path, feed: Feed, threads: int, runs: int, *, named: bool = True
+    ) -> list[LayerTime]:
         raise UsageError(
             "--profile: TensorRT's layers are inside one step of ONNX Runtime; 'trtexec --exportProfile=profile.json' lists "
             "them, and 'graphprune bench profile.json' reads that"
