@@ -113,7 +113,9 @@ def test_batch_norm_trains_as_torch_does() -> None:
     conv = torch.nn.functional.conv2d
     with torch.no_grad():
         for own, key in (("weight", "s"), ("bias", "h"), ("running_mean", "m"), ("running_var", "v")):
-            getattr(twin, own).copy_(module.get_parameter("stem.conv.s") if key == "s" else _at(module, names[f"stem.conv.{key}"]))
+            getattr(twin, own).copy_(
+                module.get_parameter("stem.conv.s") if key == "s" else _at(module, names[f"stem.conv.{key}"])
+            )
     x = torch.randn(4, 3, 8, 8)
     module.train()
     twin.train()

@@ -14,6 +14,7 @@ from torch import fx, nn
 
 from graphprune.backends import torch_ops
 from graphprune.backends.torch_build import Builder, Shared, Val
+from graphprune.backends.torch_fuse import fuse
 from graphprune.backends.torch_ops.dtypes import TORCH, to_numpy
 from graphprune.backends.torch_state import State
 from graphprune.errors import ModelError, UsageError
@@ -65,6 +66,7 @@ def to_module(model: ir.Model, *, copy: bool = True, trainable: Collection[str] 
     builder.run(model.graph)
     outputs = tuple(builder.tensor(value) for value in model.graph.outputs)
     builder.graph.output(outputs[0] if len(outputs) == 1 else outputs)
+    fuse(builder.graph)
     builder.prune()
     module = fx.GraphModule(root, builder.graph)
     kept = {*dict(module.named_parameters()), *dict(module.named_buffers())}

@@ -15,7 +15,7 @@ from graphprune.backends.torch_ops.pointwise import swiglu
 from graphprune.backends.torch_ops.registry import Result, lower, traceable
 
 if TYPE_CHECKING:
-    from graphprune.backends.torch_build import Call
+    from graphprune.backends.torch_call import Call
 
 
 def heads(x: Tensor, count: int) -> Tensor:
@@ -152,13 +152,14 @@ def linear_attention(
     kv_heads: int, scale: float, rule: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Attention as a recurrence over a state ``[b, heads, d_k, d_v]``."""
-    q, k, v = heads(q, q_heads), heads(k, kv_heads), heads(v, kv_heads)
+    dtype, wide = q.dtype, torch.promote_types(q.dtype, torch.float32)
+    q, k, v = (heads(t.to(wide), count) for t, count in ((q, q_heads), (k, kv_heads), (v, kv_heads)))
     scale = scale or 1 / math.sqrt(q.shape[-1])
     batch, _, steps, _ = k.shape
     repeat = q_heads // kv_heads
-    dtype = q.dtype
-    s = k.new_zeros(batch, kv_heads, k.shape[-1], v.shape[-1]) if state is None else state
-    gate = None if decay is None or rule not in ("gated", "gated_delta") else heads(decay, kv_heads).exp()
+    kept = dtype if state is None else state.dtype
+    s = k.new_zeros(batch, kv_heads, k.shape[-1], v.shape[-1]) if state is None else state.to(wide)
+    gate = None if decay is None or rule not in ("gated", "gated_delta") else heads(decay.to(wide), kv_heads).exp()
     rate = None
     if beta is not None and rule in ("delta", "gated_delta"):
         rate = beta.transpose(1, 2)[..., None]
@@ -170,9 +171,9 @@ def linear_attention(
         if rate is not None:
             vt = rate[:, :, t, :, None] * (vt - (s * kt).sum(-2, keepdim=True))
         s = s + kt * vt
-        wide = s.repeat_interleave(repeat, 1) if repeat > 1 else s
-        results.append(scale * torch.matmul(q[:, :, t, None, :], wide)[:, :, 0])
-    return merged(torch.stack(results, 2)).to(dtype), s
+        spread = s.repeat_interleave(repeat, 1) if repeat > 1 else s
+        results.append(scale * torch.matmul(q[:, :, t, None, :], spread)[:, :, 0])
+    return merged(torch.stack(results, 2)).to(dtype), s.to(kept)
 
 
 @lower("LinearAttention")

@@ -16,7 +16,7 @@ from graphprune.backends.torch_ops.norm import layer_norm, rms_norm
 from graphprune.backends.torch_ops.registry import Result, lower, traceable
 
 if TYPE_CHECKING:
-    from graphprune.backends.torch_build import Call
+    from graphprune.backends.torch_call import Call
 
 _MS = "com.microsoft::"
 

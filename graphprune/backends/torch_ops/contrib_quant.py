@@ -14,7 +14,7 @@ from graphprune.backends.torch_ops.quant import dynamic_quantize, product_of, re
 from graphprune.backends.torch_ops.registry import Result, lower, traceable
 
 if TYPE_CHECKING:
-    from graphprune.backends.torch_build import Call
+    from graphprune.backends.torch_call import Call
 
 _MS = "com.microsoft::"
 

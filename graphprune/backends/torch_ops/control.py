@@ -11,7 +11,7 @@ from torch import nn
 from graphprune.backends.torch_ops.registry import Result, lower
 
 if TYPE_CHECKING:
-    from graphprune.backends.torch_build import Call
+    from graphprune.backends.torch_call import Call
 
 
 def _body(call: Call, name: str) -> tuple[nn.Module, list[Any]]:

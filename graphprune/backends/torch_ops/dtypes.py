@@ -50,6 +50,12 @@ _BITS: dict[Any, tuple[Any, torch.dtype]] = {
     np.dtype(ml_dtypes.float8_e5m2): (np.uint8, torch.float8_e5m2),
     np.dtype(ml_dtypes.float8_e5m2fnuz): (np.uint8, torch.float8_e5m2fnuz),
 }
+#: numpy's types of a few bits -> those torch has.
+_PACKED: dict[Any, Any] = {
+    np.dtype(getattr(ml_dtypes, name)): np.int8 if name.startswith("i") else np.uint8
+    for name in ("int4", "uint4", "int2", "uint2")
+    if hasattr(ml_dtypes, name)
+}
 FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 """Types a trainable weight may have."""
 
@@ -72,8 +78,8 @@ def from_numpy(array: Array, *, copy: bool) -> torch.Tensor:
     if array.dtype in _BITS:
         bits, dtype = _BITS[array.dtype]
         return from_numpy(array.view(bits), copy=copy).view(dtype)
-    if array.dtype == np.dtype(ml_dtypes.int4) or array.dtype == np.dtype(ml_dtypes.uint4):
-        array = array.astype(np.int8 if array.dtype == np.dtype(ml_dtypes.int4) else np.uint8)
+    if array.dtype in _PACKED:
+        array = array.astype(_PACKED[array.dtype])
     if copy or not array.dtype.isnative or any(stride < 0 for stride in array.strides):
         array = np.array(array, dtype=array.dtype.newbyteorder("="), order="C")
     with warnings.catch_warnings():

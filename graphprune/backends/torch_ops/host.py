@@ -18,7 +18,7 @@ import torch
 from graphprune.backends.torch_ops.registry import traceable
 
 if TYPE_CHECKING:
-    from graphprune.backends.torch_build import Call
+    from graphprune.backends.torch_call import Call
 
 #: An int, a bool, or a tuple of them.
 Host = Any

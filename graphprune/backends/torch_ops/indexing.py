@@ -12,7 +12,7 @@ from graphprune.backends.torch_ops.dtypes import torch_dtype
 from graphprune.backends.torch_ops.registry import Result, lower, traceable
 
 if TYPE_CHECKING:
-    from graphprune.backends.torch_build import Call
+    from graphprune.backends.torch_call import Call
 
 
 @traceable
@@ -280,7 +280,7 @@ def eye_like(x: torch.Tensor, k: int, dtype: torch.dtype | None) -> torch.Tensor
 
 @lower("EyeLike")
 def _eye_like(call: Call) -> Result:
-    from graphprune.backends.torch_build import label
+    from graphprune.backends.torch_call import label
 
     asked = call.attr("dtype")
     dtype = None if asked is None else torch_dtype(ir.DataType(asked), label(call.node))
@@ -295,7 +295,7 @@ def full(shape: tuple[int, ...], value: Any, dtype: torch.dtype, like: torch.Ten
 
 @lower("ConstantOfShape")
 def _constant_of_shape(call: Call) -> Result:
-    from graphprune.backends.torch_build import label
+    from graphprune.backends.torch_call import label
 
     value = call.attr("value")
     dtype = torch.float32 if value is None else torch_dtype(value.dtype, label(call.node))

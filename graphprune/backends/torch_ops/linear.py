@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from graphprune.backends.torch_ops.registry import Result, lower, traceable
 
 if TYPE_CHECKING:
-    from graphprune.backends.torch_build import Call
+    from graphprune.backends.torch_call import Call
 
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
@@ -112,12 +112,10 @@ def conv_transpose(
         begins, ends = [], []
         for axis in range(rank):
             full = strides[axis] * (x.shape[2 + axis] - 1) + extra[axis] + (w.shape[2 + axis] - 1) * dilations[axis] + 1
-            total = full - shape[axis]
-            small = total // 2
-            # A negative total asks for rows beyond the result.
-            begin = total - small if auto == "SAME_LOWER" else small
+            total = max(full - shape[axis], 0)
+            begin = total // 2 if auto == "SAME_UPPER" else total - total // 2
             begins.append(begin)
-            ends.append(total - begin)
+            ends.append(full - shape[axis] - begin)  # below zero: rows beyond the result
         pads = (*begins, *ends)
     symmetric = min((min(pads[axis], pads[rank + axis]) for axis in range(rank)), default=0) >= 0
     base = tuple(max(min(pads[axis], pads[rank + axis]), 0) for axis in range(rank)) if symmetric else (0,) * rank

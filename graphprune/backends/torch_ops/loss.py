@@ -12,7 +12,7 @@ from torch import Tensor
 from graphprune.backends.torch_ops.registry import Result, lower, traceable
 
 if TYPE_CHECKING:
-    from graphprune.backends.torch_build import Call
+    from graphprune.backends.torch_call import Call
 
 
 @traceable
@@ -87,7 +87,8 @@ def _feature_extractor(call: Call) -> Result:
 def mel_matrix(bins: int, size: int, rate: int, low: float, high: float) -> np.ndarray[Any, Any]:
     """Weights from linear frequency bins to mel bands, ``float64[size // 2 + 1, bins]``."""
     mel = 2595 * np.log10(1 + np.array([low, high], np.float64) / 700)
-    edges = 700 * (10 ** (np.linspace(mel[0], mel[1], bins + 2) / 2595) - 1)
+    # ONNX divides the range by the number of edges, not of the steps between them.
+    edges = 700 * (10 ** ((mel[0] + np.arange(bins + 2) * (mel[1] - mel[0]) / (bins + 2)) / 2595) - 1)
     places = np.floor((size + 1) * edges / rate).astype(np.int64)
     matrix = np.zeros((size // 2 + 1, bins))
     for band in range(bins):
@@ -113,7 +114,7 @@ def mel_weights(bins: int, size: int, rate: int, low: Any, high: Any, dtype: tor
 def _mel_weights(call: Call) -> Result:
     import onnx_ir as ir
 
-    from graphprune.backends.torch_build import label
+    from graphprune.backends.torch_call import label
     from graphprune.backends.torch_ops.dtypes import torch_dtype
 
     dtype = torch_dtype(ir.DataType(call.attr("output_datatype", 1)), label(call.node))

@@ -18,7 +18,7 @@ from graphprune.backends.torch_ops.dtypes import torch_dtype
 from graphprune.backends.torch_ops.registry import Result, lower, traceable, unary
 
 if TYPE_CHECKING:
-    from graphprune.backends.torch_build import Call
+    from graphprune.backends.torch_call import Call
 
 unary(
     {
@@ -48,7 +48,16 @@ def operands(call: Call) -> list[Any]:
     return found
 
 
+_WIDE = (torch.uint16, torch.uint32, torch.uint64)
+
+
+def _check_type(call: Call) -> None:
+    if any(call.dtype(i) in _WIDE for i in range(call.inputs)):
+        raise call.refuse("torch has no arithmetic on uint16, uint32 and uint64: cast to int64 in the model")
+
+
 def _binary(function: Callable[..., Any], call: Call) -> Result:
+    _check_type(call)
     return call.emit(function, *operands(call))
 
 
@@ -89,7 +98,8 @@ def divide(a: Any, b: Any) -> Any:
 
 @lower("Div")
 def _div(call: Call) -> Result:
-    function = operator.truediv if call.is_float(0) else divide
+    _check_type(call)
+    function = operator.truediv if call.is_float(0) or call.is_float(1) else divide
     return call.emit(function, *operands(call))
 
 
@@ -112,11 +122,14 @@ def _pow(call: Call) -> Result:
 
 @lower("Mod")
 def _mod(call: Call) -> Result:
+    _check_type(call)
     function = torch.fmod if call.attr("fmod", 0) else torch.remainder
     return call.emit(function, call.tensor(0), call.tensor(1))
 
 
 def _chain(function: Callable[..., Any], call: Call) -> Result:
+    if call.inputs > 1:
+        _check_type(call)
     result = call.tensor(0)
     for index in range(1, call.inputs):
         result = call.emit(function, result, call.tensor(index))
@@ -320,6 +333,8 @@ def to_dtype(x: torch.Tensor, dtype: torch.dtype, saturate: bool = True) -> torc
         if saturate:
             clamped = torch.clamp(x, -limit, limit)
             x = torch.where(torch.isnan(x), x, clamped)
+        elif dtype == torch.float8_e4m3fn:  # which has no infinity: what is rounded beyond its largest is no number
+            x = torch.where(x.abs() > 464, torch.full_like(x, math.nan), x)
         return x.to(dtype)
     if x.is_floating_point() and dtype in (torch.uint8, torch.uint16, torch.uint32):
         return x.to(torch.int64).to(dtype)
@@ -334,7 +349,7 @@ def wrap_bits(x: torch.Tensor, bits: int, signed: bool) -> torch.Tensor:
 
 
 def _cast(call: Call, to: ir.DataType) -> Result:
-    from graphprune.backends.torch_build import label
+    from graphprune.backends.torch_call import label
 
     if to.name in ("INT4", "UINT4", "INT2", "UINT2"):
         return call.emit(wrap_bits, call.tensor(0), int(to.name[-1]), to.name[0] == "I")
@@ -367,7 +382,7 @@ def _cast_like(call: Call) -> Result:
 
 @lower("BitCast")
 def _bit_cast(call: Call) -> Result:
-    from graphprune.backends.torch_build import label
+    from graphprune.backends.torch_call import label
 
     return call.emit(torch.Tensor.view, call.tensor(0), torch_dtype(ir.DataType(call.attr("to")), label(call.node)))
 
@@ -425,7 +440,7 @@ def random(shape: tuple[int, ...], kind: str, a: float, b: float, dtype: torch.d
 
 @lower("RandomUniformLike", "RandomNormalLike", "RandomUniform", "RandomNormal")
 def _random(call: Call) -> Result:
-    from graphprune.backends.torch_build import label
+    from graphprune.backends.torch_call import label
 
     uniform = "Uniform" in call.op
     kind = "uniform" if uniform else "normal"
@@ -449,7 +464,7 @@ def bernoulli(x: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
 
 @lower("Bernoulli")
 def _bernoulli(call: Call) -> Result:
-    from graphprune.backends.torch_build import label
+    from graphprune.backends.torch_call import label
 
     asked = call.attr("dtype")
     return call.emit(
@@ -459,7 +474,8 @@ def _bernoulli(call: Call) -> Result:
 
 @lower("Constant")
 def _constant(call: Call) -> Result:
-    from graphprune.backends.torch_build import Val, label
+    from graphprune.backends.torch_build import Val
+    from graphprune.backends.torch_call import label
 
     for name in ("value", "value_float", "value_int", "value_floats", "value_ints"):
         found = call.attr(name)

@@ -14,7 +14,7 @@ from graphprune.backends.torch_ops.linear import torch_pads, window
 from graphprune.backends.torch_ops.registry import Result, lower, traceable
 
 if TYPE_CHECKING:
-    from graphprune.backends.torch_build import Call
+    from graphprune.backends.torch_call import Call
 
 _EIGHT = (torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.float8_e5m2, torch.float8_e5m2fnuz)
 
@@ -94,7 +94,7 @@ _BITS = {ir.DataType.INT4: (torch.int8, 4), ir.DataType.UINT4: (torch.uint8, 4),
 
 def target_type(call: Call) -> tuple[torch.dtype, int | None]:
     """Return the type a QuantizeLinear makes, and its bits where torch has only a wider one."""
-    from graphprune.backends.torch_build import label
+    from graphprune.backends.torch_call import label
 
     kind = call.node.outputs[0].dtype
     if call.has(2):
@@ -144,7 +144,7 @@ def _dequantize(call: Call) -> Result:
     asked = call.attr("output_dtype")
     dtype = None
     if asked:
-        from graphprune.backends.torch_build import label
+        from graphprune.backends.torch_call import label
 
         dtype = torch_dtype(ir.DataType(asked), label(call.node))
     return call.emit(dequantize, call.tensor(0), call.tensor(1), call.optional(2), axis, block, dtype)

@@ -12,7 +12,7 @@ from torch import Tensor
 from graphprune.backends.torch_ops.registry import Result, lower, traceable
 
 if TYPE_CHECKING:
-    from graphprune.backends.torch_build import Call
+    from graphprune.backends.torch_call import Call
 
 
 def _activation(name: str, alpha: float | None, beta: float | None) -> Callable[[Tensor], Tensor]:

@@ -11,7 +11,7 @@ import torch
 from graphprune.backends.torch_ops.registry import Result, lower, traceable
 
 if TYPE_CHECKING:
-    from graphprune.backends.torch_build import Call
+    from graphprune.backends.torch_call import Call
 
 Axes = tuple[int, ...] | None
 

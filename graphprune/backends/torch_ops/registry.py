@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 if TYPE_CHECKING:
-    from graphprune.backends.torch_build import Call
+    from graphprune.backends.torch_call import Call
 
 #: What a lowering returns: the fx node of the first output, or a list with one entry per output.
 Result = Any

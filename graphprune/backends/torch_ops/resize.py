@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from graphprune.backends.torch_ops.registry import Result, lower, traceable
 
 if TYPE_CHECKING:
-    from graphprune.backends.torch_build import Call
+    from graphprune.backends.torch_call import Call
 
 
 def _cubic(distance: torch.Tensor, a: float) -> torch.Tensor:
@@ -142,47 +142,48 @@ def resize(
 
 
 @traceable
-def interpolate(x: torch.Tensor, sizes: Any, scales: Any, mode: str, aligned: bool | None) -> torch.Tensor:
-    """Resize the spatial axes by torch's own interpolation."""
+def interpolate(x: torch.Tensor, sizes: Any, scales: Any, axes: Any, *exact: Any) -> torch.Tensor:
+    """Resize by torch's own interpolation where it means the same at these sizes, else as `resize`."""
+    mode, coordinates = exact[:2]
+    found = _native(x, sizes, scales, mode, coordinates) if axes is None else None
+    if found is None:
+        return resize(x, sizes, scales, None, axes, *exact)
+    name, aligned = found
     if sizes is not None:
-        return F.interpolate(x, size=list(sizes[2:]), mode=mode, align_corners=aligned)
+        return F.interpolate(x, size=list(sizes[2:]), mode=name, align_corners=aligned)
     return F.interpolate(
-        x, scale_factor=list(scales[2:]), mode=mode, align_corners=aligned, recompute_scale_factor=False
+        x, scale_factor=list(scales[2:]), mode=name, align_corners=aligned, recompute_scale_factor=False
     )
 
 
 _LINEAR = {3: "linear", 4: "bilinear", 5: "trilinear"}
 
 
-def _native(call: Call, mode: str, coordinates: str, rounding: str, sizes: Any, scales: Any, rank: int | None) -> Any:
+def _native(x: torch.Tensor, sizes: Any, scales: Any, mode: str, coordinates: str) -> tuple[str, bool | None] | None:
     """Return torch's name of the mode and align_corners, or None where torch means something else."""
-    if rank not in _LINEAR or not call.is_float(0):
+    if x.ndim not in _LINEAR or not x.is_floating_point() or isinstance(scales, torch.Tensor):
         return None
-    dims = call.dims(0)
-    given = scales if sizes is None else sizes
-    if not isinstance(given, tuple) or len(given) != rank:
-        return None
-    if sizes is not None and (dims is None or tuple(dims[:2]) != tuple(sizes[:2])):
-        return None
-    # Other scales are rounded by torch in another place.
-    if sizes is None and not all(s in (int(s), 1 / max(round(1 / s), 1)) for s in scales):
-        return None
-    if sizes is None and scales[:2] != (1.0, 1.0):
-        return None
+    if sizes is not None:
+        if len(sizes) != x.ndim or tuple(sizes[:2]) != tuple(x.shape[:2]):
+            return None
+        whole = all(a % b == 0 or b % a == 0 for a, b in zip(sizes[2:], x.shape[2:], strict=True) if a and b)
+        single = 1 in sizes[2:]
+    else:
+        if len(scales) != x.ndim or tuple(scales[:2]) != (1.0, 1.0):
+            return None
+        # Other scales are rounded by torch in another place.
+        whole = all(s in (int(s), 1 / max(round(1 / s), 1)) for s in scales)
+        single = any(int(size * s) == 1 for size, s in zip(x.shape[2:], scales[2:], strict=True))
+        if not whole or coordinates == "align_corners":
+            return None
     if mode == "nearest":
-        if coordinates == "asymmetric" and rounding == "floor":
-            return "nearest", None
+        return ("nearest", None) if whole else None
+    aligned = coordinates == "align_corners"
+    if coordinates == "pytorch_half_pixel" and single:
         return None
-    half = coordinates == "half_pixel" or (
-        coordinates == "pytorch_half_pixel" and sizes is not None and 1 not in sizes[2:]
-    )
-    if mode == "linear" and half:
-        return _LINEAR[rank], False
-    if mode == "linear" and coordinates == "align_corners" and sizes is not None:
-        return _LINEAR[rank], True
-    if mode == "cubic" and half and rank == 4 and call.attr("cubic_coeff_a", -0.75) == -0.75:
-        return "bicubic", False
-    return None
+    if mode == "cubic":
+        return ("bicubic", aligned) if x.ndim == 4 else None
+    return _LINEAR[x.ndim], aligned
 
 
 def _numbers(array: np.ndarray[Any, Any] | None) -> Any:
@@ -215,15 +216,19 @@ def _resize(call: Call) -> Result:
     antialias, outside = call.flag("antialias"), call.flag("exclude_outside")
     policy = call.attr("keep_aspect_ratio_policy", "stretch")
     x = call.tensor(0)
-    if axes is None and not (antialias or outside) and policy == "stretch":
-        native = _native(call, mode, coordinates, rounding, sizes, scales, call.const_rank(0))
-        if native is not None:
-            return call.emit(interpolate, x, sizes, scales, *native)
+    exact = (
+        mode, coordinates, rounding, call.attr("cubic_coeff_a", -0.75), outside, antialias,
+        call.attr("extrapolation_value", 0.0), policy,
+    )  # fmt: skip
+    plain = not (antialias or outside) and policy == "stretch" and exact[3] == -0.75
+    if mode == "nearest":
+        usual = coordinates == "asymmetric" and rounding == "floor"
+    else:
+        usual = coordinates in ("half_pixel", "pytorch_half_pixel", "align_corners")
+    if plain and usual:
+        return call.emit(interpolate, x, sizes, scales, axes, *exact)
     roi: Any = None
     if coordinates == "tf_crop_and_resize" and call.has(1):
         constant = call.const(1)
         roi = _numbers(constant) if constant is not None else call.tensor(1)
-    return call.emit(
-        resize, x, sizes, scales, roi, axes, mode, coordinates, rounding, call.attr("cubic_coeff_a", -0.75), outside,
-        antialias, call.attr("extrapolation_value", 0.0), policy,
-    )  # fmt: skip
+    return call.emit(resize, x, sizes, scales, roi, axes, *exact)

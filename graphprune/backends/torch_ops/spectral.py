@@ -12,7 +12,7 @@ from graphprune.backends.torch_ops.dtypes import torch_dtype
 from graphprune.backends.torch_ops.registry import Result, lower, traceable
 
 if TYPE_CHECKING:
-    from graphprune.backends.torch_build import Call
+    from graphprune.backends.torch_call import Call
 
 #: Coefficients of the cosines of each window.
 _WINDOWS = {
@@ -33,7 +33,7 @@ def cosine_window(size: int, terms: tuple[float, ...], periodic: bool, dtype: to
 
 @lower(*_WINDOWS)
 def _window(call: Call) -> Result:
-    from graphprune.backends.torch_build import label
+    from graphprune.backends.torch_call import label
 
     dtype = torch_dtype(ir.DataType(call.attr("output_datatype", 1)), label(call.node))
     return call.emit(
