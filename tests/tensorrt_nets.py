@@ -142,6 +142,10 @@ NETS: dict[str, onnx.ModelProto] = {
         p=np.array([1, 2, 0, 3]), z=np.array(0, F), ax=np.array([2, 3]), q=np.array([0, 0, 1, 1, 0, 0, 2, 1]),
         r=np.array([0, 1, 0, 0, 0, 2, 0, 0]), one=np.array(1, F),
     ),
+    "pads-dynamic": net(
+        17, "(float[N, 3, H, 8] x) => (float y)", "a = Pad(x, p, v) b = Pad(a, q) y = Pad<mode=\"reflect\">(b, r)",
+        p=np.array([0, 1, 1, 0, 0, 0, 0, 2]), v=np.array(-2, F), q=np.array([1, 0, 0, 0, 0, 2, 0, 0]), r=np.array([0, 1, 0, 1, 0, 0, 0, 1]),
+    ),
     "wrap": net(19, "(float[1, 3, 8, 8] x) => (float y)", "y = Pad<mode=\"wrap\">(x, p)", p=np.array([0, 0, 1, 2, 0, 0, 3, 0])),
     "resize-axes": net(
         18, "(float[1, 3, 8, 8] x) => (float y)", "y = Resize<axes=[2, 3], mode=\"nearest\", coordinate_transformation_mode=\"asymmetric\", "

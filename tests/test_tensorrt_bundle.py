@@ -276,9 +276,18 @@ def test_static_fixes_sizes_and_computes_more(tmp_path: Path) -> None:
     model = load(folder / "model.onnx").model
     assert {n.op_type for n in model.graph} == {"Reshape"} and list(model.graph.inputs[0].shape or ()) == [2, 3, 8, 6]
     assert not [a for a in json.loads((folder / "bundle.json").read_text())["commands"]["build"] if "Shapes" in a]
-    moving = net(18, "(float[N, 3, 8, 8] x) => (float y)", "y = Pad(x, p, v)", p=np.array([0, 0, 1, 0, 0, 0, 0, 2]), v=np.array(-1, np.float32))
+    moving = net(18, "(float[N, 3, H, 8] x) => (float y)", 'y = Pad<mode="reflect">(x, p)', p=np.array([0, 0, 1, 0, 0, 0, 0, 2]))
     with pytest.raises(UnsupportedError, match="--static fixes dynamic sizes"):
         build(moving, resolve("tx2", jetpack="4.6"), tmp_path / "p")
     build(moving, resolve("tx2", jetpack="4.6"), tmp_path / "p", static=True)
     with pytest.raises(UsageError, match="one size only"):
         build(NETS["conv-bn-mish"], resolve("orin-nx", dla=0), tmp_path / "d", shapes={"x": (1, 3, 16, 16)}, max_shapes={"x": (4, 3, 16, 16)})
+
+
+def test_norms_taken_apart_are_warned_of_in_fp16(tmp_path: Path) -> None:
+    notes = {}
+    for name, options in (("fp16", {}), ("fp32", {"precision": "fp32"})):
+        notes[name] = build(transformer(), resolve("tx2", **options), tmp_path / name, shapes={"x": (1, 8, 16)}).notes
+    notes["native"] = build(transformer(), resolve("agx-orin"), tmp_path / "n", shapes={"x": (1, 8, 16)}).notes
+    assert [any("2 normalisations" in note for note in found) for found in notes.values()] == [True, False, False]
+    assert "squares overflow" in (tmp_path / "fp16" / "README.md").read_text()

@@ -143,6 +143,7 @@ def build(
     notes = []
     if data is None:
         notes.append("inputs are synthetic: give --data, so that references and INT8 scales are of real ones")
+    notes += overflow_note(verdicts, target)
     cache = None
     if calibrates:
         progress("calibrating", 0.5)
@@ -179,6 +180,18 @@ def check_folder(output: str | Path) -> Path:
             f"cannot write '{folder}': the folder '{folder.resolve().parent}' does not exist, create it first"
         )
     return folder
+
+
+def overflow_note(verdicts: Sequence[Verdict], target: Target) -> list[str]:
+    """What FP16 may do to normalisations that had to be taken apart."""
+    norms = ("LayerNormalization", "RMSNormalization", "GroupNormalization", "MeanVarianceNormalization")
+    n = sum(v.op in norms and v.status == "lowered" and v.reason not in ("", "computed in advance") for v in verdicts)
+    if not n or target.precision == "fp32":
+        return []
+    return [
+        f"{n} normalisations had to be taken apart: in FP16 their squares overflow where values pass 255, so if run.sh finds "
+        "outputs that are off, build with --precision fp32, or take a JetPack whose TensorRT has them"
+    ]
 
 
 def check_quantised(lowered: Lowered) -> bool:

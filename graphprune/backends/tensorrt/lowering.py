@@ -201,9 +201,15 @@ def _splice(node: ir.Node, values: Values, builder: Builder, context: Context) -
         context.made[made] = origin
     old = list(node.outputs)[: len(new)]
     for was, now in zip(old, new, strict=True):
-        kept = context.facts.type(was)
-        if kept.dims is not None and None not in kept.dims and context.facts.shape(now) is None:
-            context.facts.set_shape(now, kept.dims, kept.dtype)
+        kept, found = context.facts.type(was), context.facts.partial(now)
+        if kept.dims is not None and (found is None or None in found):
+            # What was known of the old value's shape holds for the new one, however it is made.
+            known = (
+                kept.dims
+                if found is None
+                else tuple(n if o is None else o for n, o in zip(kept.dims, found, strict=True))
+            )
+            context.facts.set_shape(now, known, kept.dtype)
     ir.convenience.replace_nodes_and_values(graph, node, [node], builder.nodes, old, new)
     return list(builder.nodes)
 

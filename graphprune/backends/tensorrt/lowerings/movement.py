@@ -142,33 +142,41 @@ def pad_by_concat(node: ir.Node, b: Builder) -> Values | None:
     """Concat with what is added, axis by axis."""
     x = node.inputs[0]
     assert x is not None
-    second, fill, shape = given(node, 1), given(node, 2), b.shape(x)
+    second, fill, dims = given(node, 1), given(node, 2), b.dims(x)
     amounts = attribute(node, "pads") if second is None else b.known(second)
     value = attribute(node, "value", 0.0) if fill is None else b.known(fill)
     mode, axes = attribute(node, "mode", "constant"), b.known(given(node, 3))
-    if amounts is None or value is None or shape is None or mode not in ("constant", "wrap", "edge", "reflect"):
+    if amounts is None or value is None or dims is None or mode not in ("constant", "wrap", "edge", "reflect"):
         return None
-    pads = np.zeros((2, len(shape)), np.int64)
-    pads[:, range(len(shape)) if axes is None else axes] = np.asarray(amounts).reshape(2, -1)
-    out, sizes = x, list(shape)
-    if (pads < 0).any():
+    pads = np.zeros((2, len(dims)), np.int64)
+    pads[:, range(len(dims)) if axes is None else axes] = np.asarray(amounts).reshape(2, -1)
+    out = x
+    if (pads < 0).any() or (mode != "constant" and any(dims[a] is None for a in np.flatnonzero(pads.any(axis=0)))):
         return None
-    for axis in range(len(shape)):
+    for axis in range(len(dims)):
         before, after = map(int, pads[:, axis])
         if not before and not after:
             continue
         if mode == "constant":
             scalar = np.asarray(value).reshape(-1)[0]
-            ends = [
-                b.constant(np.full([*sizes[:axis], n, *sizes[axis + 1 :]], scalar), x) for n in (before, after) if n
-            ]
-            parts = ([ends.pop(0)] if before else []) + [out] + ([ends.pop(0)] if after else [])
-            out = b.op("Concat", *parts, axis=axis)
+            parts = [_block(b, out, axis, n, scalar) if n else None for n in (before, after)]
+            out = b.op("Concat", *(v for v in (parts[0], out, parts[1]) if v is not None), axis=axis)
         else:
-            rows = np.pad(np.arange(sizes[axis]), (before, after), mode)
+            rows = np.pad(np.arange(int(dims[axis] or 0)), (before, after), mode)
             out = b.op("Gather", out, b.constant(rows.astype(np.int64)), axis=axis)
-        sizes[axis] += before + after
     return out
+
+
+def _block(b: Builder, like: ir.Value, axis: int, n: int, scalar: float) -> ir.Value:
+    """``n`` along one axis of what ``like`` has along the others, all one number."""
+    shape = b.shape(like)
+    if shape is not None:
+        return b.constant(np.full([*shape[:axis], n, *shape[axis + 1 :]], scalar), like)
+    whole, rank = b.op("Shape", like), b.rank(like) or 0
+    ends = [b.op("Slice", whole, b.ints(i), b.ints(j), b.ints(0)) for i, j in ((0, axis), (axis + 1, rank)) if i < j]
+    sizes = [*ends[: axis > 0], b.ints(n), *ends[axis > 0 :]]
+    dtype = b.dtype(like).numpy()
+    return b.op("ConstantOfShape", b.op("Concat", *sizes, axis=0), value=ir.tensor(np.array([scalar], dtype)))
 
 
 @lowers("Scatter")
