@@ -158,6 +158,7 @@ def _shape_option(command: Callable[..., Any]) -> Callable[..., Any]:
               help="What latency is measured in.")  # fmt: skip
 @click.option("--threads", type=int, metavar="N", help="Threads that latency is measured on. Default: all processors.")
 @click.option("--force", is_flag=True, help="Write a cut under a latency budget that is no faster by measurement too.")
+@click.option("--dynamic-batch", is_flag=True, help="For torch modules: leave the batch of the written graph open.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--recipe", type=click.Path(dir_okay=False), metavar="FILE", help="YAML with options; those given here win.")
 @click.option("--dump-recipe", type=click.Path(dir_okay=False, allow_dash=True), metavar="FILE",
@@ -166,8 +167,14 @@ def _shape_option(command: Callable[..., Any]) -> Callable[..., Any]:
 @_shape_option
 @click.pass_context
 def run(ctx: click.Context, /, model: str, output: Path | None, report: Path | None, recipe: str | None,
-        dump_recipe: str | None, as_json: bool, device: str, **given: Any) -> None:  # fmt: skip
-    """Cut MODEL, prove the cut, write OUT.onnx and OUT.plan.json (and a report, if asked)."""
+        dump_recipe: str | None, as_json: bool, device: str, dynamic_batch: bool,
+        **given: Any) -> None:  # fmt: skip
+    """Cut MODEL, prove the cut, write OUT.onnx and OUT.plan.json (and a report, if asked).
+
+    MODEL is an .onnx file; or, with torch installed, package.module:factory, a function that gives an nn.Module, or the
+    module and its example inputs.
+    """
+    from graphprune.frontends.factory import stem_of
     from graphprune.options import Options
     from graphprune.pipeline import prune
     from graphprune.printing import Display, print_result
@@ -187,10 +194,10 @@ def run(ctx: click.Context, /, model: str, output: Path | None, report: Path | N
     if dump_recipe is not None:
         _dump(dump_recipe, model, Options(**options))
         return
-    output = Path(f"{Path(model).stem}.pruned.onnx") if output is None else output
+    output = Path(f"{stem_of(model)}.pruned.onnx") if output is None else output
     check_output(model, output, report)
     with Display(quiet=as_json) as display:
-        result = prune(model, progress=display.progress, **options)
+        result = prune(model, progress=display.progress, dynamic_batch=dynamic_batch, **options)
         display.progress("writing", 0.0)
         # Of several processes that train together the first one writes.
         files = result.save(output, report) if is_main() else []
@@ -371,8 +378,12 @@ def _shapes(model: str, texts: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
     if not texts:
         return {}
     from graphprune.calibration import input_specs
+    from graphprune.frontends.factory import is_factory
     from graphprune.frontends.onnx import load
     from graphprune.inputs import parse_shapes
+
+    if is_factory(model):
+        raise click.UsageError(f"--shape is for ONNX files: the example inputs that {model} gives decide the shapes")
 
     names = None if all("=" in text for text in texts) else [spec.name for spec in input_specs(load(model).model)]
     return parse_shapes(texts, names)

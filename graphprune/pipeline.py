@@ -173,7 +173,9 @@ class Result:
         return writer.to_proto(self.ir)
 
 
-def load_any(source: Any, example_inputs: Any = None, dynamic_shapes: Any = None) -> Loaded:
+def load_any(
+    source: Any, example_inputs: Any = None, *, dynamic_shapes: Any = None, dynamic_batch: bool = False
+) -> Loaded:
     """A model from a path, an ``onnx.ModelProto``, an ``onnx_ir.Model`` or a torch module (or its factory)."""
     if isinstance(source, Loaded):
         return source
@@ -183,16 +185,16 @@ def load_any(source: Any, example_inputs: Any = None, dynamic_shapes: Any = None
     if factory.is_torch(source):
         from graphprune.frontends.torch import load_module
 
-        return load_module(source, example_inputs, dynamic_shapes=dynamic_shapes)
+        return load_module(source, example_inputs, dynamic_shapes=dynamic_shapes, dynamic_batch=dynamic_batch)
     if not isinstance(source, (str, os.PathLike, onnx.ModelProto, ir.Model)):
         raise UsageError(
             "a model is a path, an onnx.ModelProto, an onnx_ir.Model, a torch.nn.Module or an ExportedProgram, not "
             f"{type(source).__name__}"
         )
-    if example_inputs is not None or dynamic_shapes is not None:
+    if example_inputs is not None or dynamic_shapes is not None or dynamic_batch:
         raise UsageError(
-            "example_inputs and dynamic_shapes are for torch modules, an ONNX model states its inputs itself; passes are "
-            "given by name, passes=[...]"
+            "example_inputs, dynamic_shapes and dynamic_batch are for torch modules, an ONNX model states its inputs itself; "
+            "passes are given by name, passes=[...]"
         )
     return load(source)
 
@@ -304,6 +306,7 @@ def prune(
     inplace: bool = True,
     dynamic_shapes: Any = None,
     optimizer: Any = None,
+    dynamic_batch: bool = False,
     **options: Any,
 ) -> Result:
     """Cut a model and prove the cut.
@@ -334,6 +337,9 @@ def prune(
         For a torch source, as ``torch.export.export`` takes it.
     optimizer
         A ``torch.optim.Optimizer`` of the module's parameters: what it keeps of them is cut as they are.
+    dynamic_batch
+        For a torch source: leave the batch of ``result.ir`` open where the module allows. (A module that is cut in place
+        takes any batch that it took before.)
     **options
         The other fields of :class:`graphprune.Options`: ``combine``, ``scope``, ``grain``, ``align``, ``exact``, ``seed``, ...
 
@@ -359,7 +365,7 @@ def prune(
         source = factory.copy_of(source)
     if progress is not None:
         progress("loading", 0.0)
-    loaded = load_any(source, example_inputs, dynamic_shapes)
+    loaded = load_any(source, example_inputs, dynamic_shapes=dynamic_shapes, dynamic_batch=dynamic_batch)
     if chosen.steps > 1:
         from graphprune.schedule import run_steps
 
@@ -367,7 +373,7 @@ def prune(
     else:
         state = run_state(loaded, chosen, progress)
     result = Result(state)
-    if loaded.torch is not None:
+    if loaded.torch is not None and not factory.is_factory(source):  # nobody holds the module that a factory made
         state.progress("cutting the module", 0.0)
         try:
             result.cut_module(optimizer)
@@ -384,7 +390,7 @@ def inspect(
     dynamic_shapes: Any = None,
 ) -> State:  # fmt: skip
     """Analyse a model without cutting it: the state with its coupling."""
-    loaded = load_any(source, example_inputs, dynamic_shapes)
+    loaded = load_any(source, example_inputs, dynamic_shapes=dynamic_shapes)
     return run_state(loaded, Options(shapes=dict(shapes or {})), until="couple")
 
 

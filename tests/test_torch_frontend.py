@@ -7,15 +7,18 @@ import dataclasses
 import numpy as np
 import onnxruntime as ort
 import pytest
+from click.testing import CliRunner
 
 import graphprune as gp
 from graphprune.backends.onnx import to_bytes
+from graphprune.cli import cli
 
 torch = pytest.importorskip("torch")  # the core is installed without it as well
 nn = torch.nn
 
 from torch.nn.utils import parametrize  # noqa: E402
 
+from graphprune.frontends.torch import load_module  # noqa: E402
 from tests.torch_nets import NETS  # noqa: E402
 
 
@@ -81,16 +84,12 @@ def worst(module, source, model):
     return max(errors)
 
 
-#: Modules that torch cannot copy: the given one is cut.
-NO_COPY = {"weight_norm_old"}
-
-
 @pytest.mark.parametrize("name", sorted(NETS))
 def test_cut_equals_masked_module(name):
     module, example = build(name)
     module.train()
     reference = {key: value.clone() for key, value in module.state_dict().items()}
-    result = gp.prune(module, example, rate=0.4, scope="group", exact=True, inplace=name in NO_COPY)
+    result = gp.prune(module, example, rate=0.4, scope="group", exact=True, inplace=False)
     source = result.state.loaded.torch
     assert result.plan.tensors and result.plan.verify["passed"]
     known = {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers(remove_duplicate=False))}
@@ -99,4 +98,171 @@ def test_cut_equals_masked_module(name):
         entries = [result.plan.tensors.get(one) for one in names]
         assert all(entry == entries[0] for entry in entries)
     assert worst(masked(name, result.plan), source, result.ir) < 1e-5
-    assert name in NO_COPY or all(torch.equal(value, reference[key]) for key, value in module.state_dict().items())
+    assert all(torch.equal(value, reference[key]) for key, value in module.state_dict().items())
+
+
+class Deciding(nn.Module):
+    """Looks at a value to decide."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.out = nn.Linear(6, 16), nn.Linear(16, 3)
+
+    def forward(self, x):
+        if x.sum() > 1000:
+            x = x / 2
+        return self.out(torch.relu(self.a(x)))
+
+
+def test_decisions_by_value_are_traced_and_said():
+    torch.manual_seed(0)
+    module = Deciding()
+    result = gp.prune(module, torch.randn(4, 6), rate=0.5, inplace=False)
+    assert set(result.plan.tensors) == {"a.weight", "a.bias", "out.weight"}
+    assert any("TorchScript" in note for note in result.state.notes)
+
+
+def test_refusal_is_one_message():
+    class Sorted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Linear(6, 16)
+
+        def forward(self, x):
+            return torch.linalg.eigvals(self.a(x)[:, :4] @ torch.ones(4, 4))
+
+    with pytest.raises(gp.GraphPruneError, match=r"torch cannot export Sorted.*What to do: ") as told:
+        gp.prune(Sorted(), torch.randn(4, 6))
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    "example, message",
+    [(None, "needs example inputs"), ((torch.zeros(1), torch.zeros(1)), "does not take the example inputs"), ((3,), "hold no tensor")],
+)
+def test_bad_examples(example, message):
+    with pytest.raises(gp.GraphPruneError, match=message):
+        gp.prune(nn.Linear(3, 4), example)
+
+
+def test_module_is_left_as_it_was():
+    """Flags, hooks, gradients and attributes survive an inspection, and one that fails."""
+    for module in (build("conv_bn")[0], build("keeps_tensors")[0], Deciding()):
+        example = image_or_rows(module)
+        module.train()
+        module.requires_grad_(True)
+        children = list(module.modules())
+        children[-1].eval()
+        next(module.parameters()).requires_grad_(False)
+        called = []
+        module.register_forward_hook(lambda *_, called=called: called.append(1))
+        before = [(one.training, dict(vars(one))) for one in children]
+        contents = [{k: list(v) for k, v in vars(one).items() if isinstance(v, (dict, list))} for one in children]
+        gp.inspect(module, example)
+        assert [(one.training, dict(vars(one))) for one in children] == before
+        assert [{k: list(v) for k, v in vars(one).items() if isinstance(v, (dict, list))} for one in children] == contents
+        assert torch.is_grad_enabled()
+        assert not next(module.parameters()).requires_grad
+
+
+def image_or_rows(module):
+    return torch.randn(2, 3, 8, 8) if isinstance(module, nn.Sequential) else torch.randn(4, 6)
+
+
+@pytest.mark.parametrize("name", ["conv_bn", "attention", "tied_embedding"])
+@pytest.mark.parametrize("size", [1, 2])
+def test_dynamic_batch(name, size):
+    module, example = build(name)
+    example = example[:size]
+    result = gp.prune(module, example, rate=0.4, scope="group", exact=True, dynamic_batch=True, inplace=False)
+    assert not isinstance(result.ir.graph.inputs[0].shape[0], int)
+    source = result.state.loaded.torch
+    more = torch.cat([example, example.flip(0), example])
+    wider = dataclasses.replace(source, args=(more,), feed={next(iter(source.feed)): more.numpy()})
+    reference = masked(name, result.plan)
+    assert worst(reference, source, result.ir) < 1e-5
+    assert worst(reference, wider, result.ir) < 1e-5
+
+
+def test_fixed_batch_is_said():
+    class Fixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.out = nn.Linear(6, 16), nn.Linear(16, 3)
+
+        def forward(self, x):
+            return self.out(torch.relu(self.a(x.view(4, 6))))
+
+    result = gp.prune(Fixed(), torch.randn(4, 6), dynamic_batch=True, inplace=False)
+    assert any("fixed to 4" in note for note in result.state.notes)
+
+
+def test_dynamic_shapes_as_torch_takes_them():
+    module, example = build("tied_embedding")
+    shapes = {"ids": {0: torch.export.Dim("batch"), 1: torch.export.Dim("length", max=64)}}
+    result = gp.prune(module, example, dynamic_shapes=shapes, inplace=False)
+    assert not any(isinstance(size, int) for size in result.ir.graph.inputs[0].shape)
+    with pytest.raises(gp.GraphPruneError, match="dynamic_shapes names 'other'"):
+        gp.prune(module, example, dynamic_shapes={"other": {0: torch.export.Dim("batch")}})
+
+
+@pytest.mark.parametrize("kind", ["graph_module", "program"])
+def test_other_torch_sources(kind):
+    module, example = build("residual")
+    module.eval()
+    if kind == "program":
+        source, given = torch.export.export(module, (example,)), None
+    else:
+        source, given = torch.fx.symbolic_trace(module), example
+    result = gp.prune(source, given, rate=0.4, scope="group", inplace=False)
+    assert set(result.plan.tensors) <= set(module.state_dict())
+    assert worst(masked("residual", result.plan), result.state.loaded.torch, result.ir) < 1e-5
+
+
+def test_weights_are_not_copied():
+    module, example = build("conv_bn")
+    loaded = load_module(module, example)
+    held = loaded.model.graph.initializers["0.0.weight"].const_value.numpy()
+    assert np.shares_memory(held, module[0][0].weight.detach().numpy())
+
+
+FACTORIES = """
+import torch
+from torch import nn
+
+def good():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3)), torch.randn(4, 6)
+
+def alone():
+    return good()[0]
+
+def wrong():
+    return 3
+
+def broken():
+    raise ValueError("no such weights")
+"""
+
+
+def test_factory_on_the_command_line(tmp_path, monkeypatch):
+    (tmp_path / "own_nets.py").write_text(FACTORIES)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    runner = CliRunner()
+    done = runner.invoke(cli, ["run", "own_nets:good", "-o", "out.onnx", "--rate", "0.5", "--dynamic-batch"])
+    assert done.exit_code == 0, done.output
+    ort.InferenceSession("out.onnx").run(None, {"input": np.zeros((7, 6), np.float32)})
+    assert runner.invoke(cli, ["verify", "own_nets:good", "out.onnx"]).exit_code == 0
+    assert "2.weight" in runner.invoke(cli, ["inspect", "own_nets:good", "--json"]).output
+    for name, message in {
+        "alone": "needs example inputs", "wrong": "gave int", "broken": "no such weights", "missing": "has no 'missing'",
+    }.items():  # fmt: skip
+        told = runner.invoke(cli, ["run", f"own_nets:{name}"])
+        assert told.exit_code == 2 and message in told.output
+    assert "cannot be imported" in runner.invoke(cli, ["inspect", "no_such_nets:good"]).output
+
+
+def test_onnx_takes_no_example(tmp_path):
+    with pytest.raises(gp.GraphPruneError, match="passes are given by name"):
+        gp.prune("model.onnx", "l1")

@@ -253,3 +253,8 @@ def opaque_state():
             return {"logits": self.out(h), "cache": Cache([h])}
 
     return Net(), torch.randn(4, 6)
+
+
+@net
+def orthogonal():
+    return nn.Sequential(nn.Linear(6, 12), nn.ReLU(), parametrizations.orthogonal(nn.Linear(12, 12)), nn.ReLU(), nn.Linear(12, 3)), torch.randn(4, 6)

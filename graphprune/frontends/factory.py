@@ -31,6 +31,11 @@ def is_factory(source: Any) -> bool:
     return isinstance(source, str) and _FACTORY.fullmatch(source) is not None and not Path(source).exists()
 
 
+def stem_of(source: str) -> str:
+    """What results of a source are named after: its file, or its factory."""
+    return source.rpartition(":")[2] if is_factory(source) else Path(source).stem
+
+
 def call(text: str) -> tuple[Any, Any]:
     """The module that a factory makes, and its example inputs (None where it gives none).
 
@@ -79,8 +84,11 @@ def copy_of(module: Any) -> Any:
     UsageError
         It cannot be copied.
     """
+    parts = list(module.modules()) if hasattr(module, "modules") else []
+    # What a hook computed from parameters (weight norm of the old kind) torch does not copy; it is computed anew anyway.
+    held = [value for part in parts for value in vars(part).values() if getattr(value, "grad_fn", None) is not None]
     try:
-        return copy.deepcopy(module)
+        return copy.deepcopy(module, {id(value): value.detach().clone() for value in held})
     except Exception as error:
         raise UsageError(f"{type(module).__name__} cannot be copied ({_told(error)}): leave inplace=False out") from error
 

@@ -7,7 +7,8 @@ exporter; nothing is copied and the module comes out as it went in. The result i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import ml_dtypes
@@ -15,11 +16,12 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
+from graphprune import shapes
 from graphprune.errors import ExportError, UsageError
 from graphprune.frontends.onnx import SOURCE_FILES, Loaded, load
 from graphprune.frontends.onnx_normal import normalize
 from graphprune.frontends.torch_export import PREFIX, Export, convert, export, quiet
-from graphprune.frontends.torch_inputs import Outputs, call_of, flatten
+from graphprune.frontends.torch_inputs import Flat, Outputs, call_of, flatten
 from graphprune.frontends.torch_source import SCOPE, TRACE, TorchSource
 from graphprune.plan import DERIVED
 
@@ -48,7 +50,8 @@ def load_module(
     dynamic_shapes
         As ``torch.export.export`` takes it.
     dynamic_batch
-        Leave axis 0 of the inputs open where the module allows.
+        Leave axis 0 of the inputs that share the first one's size there open, where the module allows; a note says where
+        it does not. For a batch of 1, the module is traced on the example taken twice.
 
     Returns
     -------
@@ -71,11 +74,49 @@ def load_module(
     flat = flatten(module, args, kwargs)
     if not flat.tensors:
         raise UsageError(f"the example inputs of {type(module).__name__} hold no tensor: there is nothing to prune for")
-    result = export(module, flat, None)
+    result = _export(module, flat, dynamic_shapes, dynamic_batch)
     tensors: dict[str, torch.Tensor] = dict(module.named_parameters(remove_duplicate=False))
     parameters = frozenset(tensors)
     tensors.update(module.named_buffers(remove_duplicate=False))
     return _loaded(module, result, flat.names, flat.tensors, (args, kwargs), tensors, parameters, PREFIX)
+
+
+def _export(module: torch.nn.Module, flat: Flat, dynamic_shapes: Any, dynamic_batch: bool) -> Export:
+    """The graph, with open sizes where they are asked for."""
+    if dynamic_shapes is not None:
+        return export(module, flat, flat.spread(dynamic_shapes))
+    if not dynamic_batch:
+        return export(module, flat)
+    sizes = [tensor.shape[0] for tensor in flat.tensors if tensor.ndim]
+    batched = [bool(tensor.ndim) and tensor.shape[0] == sizes[0] for tensor in flat.tensors]
+    specs = [{0: torch.export.Dim.AUTO} if one else None for one in batched]
+    wider = flat
+    if sizes and sizes[0] == 1:  # a size of 1 is taken for a constant
+        doubled = [torch.cat([t, t]) if one else t for t, one in zip(flat.tensors, batched, strict=True)]
+        wider = dataclasses.replace(flat, tensors=tuple(doubled))
+    reason = "the module works with that size alone"
+    try:
+        result = export(module, wider, specs, patient=False)
+        if _is_open(result.model, wider, batched):
+            return result
+    except ExportError as error:
+        reason = str(error)
+    result = export(module, flat)
+    size = sizes[0] if sizes else 1
+    result.notes.append(f"the batch of the graph is fixed to {size}, that of the example inputs: {reason}")
+    return result
+
+
+def _is_open(model: ir.Model, flat: Flat, batched: Sequence[bool]) -> bool:
+    """Whether the batch is open, and the shapes of the graph fit together for one more sample."""
+    found = []
+    for value, tensor, one in zip(model.graph.inputs, flat.tensors, batched, strict=True):
+        if one and (value.shape is None or isinstance(value.shape[0], int)):
+            return False
+        found.append((str(value.name), tuple(tensor.shape), one))
+    sizes = {name: (shape[0] + 1, *shape[1:]) if one else shape for name, shape, one in found}
+    before = {name: shape for name, shape, _ in found}
+    return len(shapes.infer(model, sizes).problems) <= len(shapes.infer(model, before).problems)
 
 
 def _load_program(program: torch.export.ExportedProgram, example_inputs: Any) -> Loaded:
@@ -135,7 +176,7 @@ def _loaded(
         parameters=frozenset(n for n in used if n in parameters),
         buffers=frozenset(n for n in used if n not in parameters),
         feed={name: _array(tensor) for name, tensor in zip(names, inputs, strict=False)},
-        exported=result.exported, prefix=prefix,
+        exported=result.exported, prefix=prefix, notes=tuple(result.notes),
     )  # fmt: skip
     size = sum(t.numel() * t.element_size() for t in {id(t): t for t in tensors.values()}.values())
     return Loaded(model, None, size, torch=source)

@@ -172,7 +172,7 @@ def _made_of_others(root: GraphModule, node: Node, table: Table, traces: dict[An
     if not all(isinstance(value, torch.Tensor) and _is_static(value) for value in values):
         return False
     target: Any = node.target
-    function: Callable[..., Any] = table[target] if target in table else target.decompose
+    function: Callable[..., Any] = table.get(target, target.decompose)
 
     def call(*tensors: torch.Tensor) -> Any:
         given = dict(zip(inputs, tensors, strict=True))

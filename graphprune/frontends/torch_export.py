@@ -5,21 +5,34 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import functools
+import io
 import logging
+import math
+import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import onnx_ir as ir
 import torch
+from torch.nn.utils import parametrize
 
 from graphprune.errors import ExportError
+from graphprune.frontends.onnx import load
 from graphprune.frontends.torch_decompose import prepare
 from graphprune.frontends.torch_inputs import Flat, Outputs, outputs_of
 
 PREFIX = "module."
-_MESSAGE = 500
+#: Bytes of weights that a trace by TorchScript may copy.
+LARGEST_TRACE = 1_500_000_000
+#: Elements from which a matrix that a tracer made is taken for a weight without its name.
+LOST_WEIGHT = 16
+_MESSAGE = 600
 
 
 class Flattened(torch.nn.Module):
@@ -122,28 +135,103 @@ def _same(a: Any, b: Any) -> bool:
     return all(v is w for v, w in zip(a, b, strict=True))
 
 
-def export(module: torch.nn.Module, flat: Flat, shapes: Sequence[Any] | None) -> Export:
+def export(module: torch.nn.Module, flat: Flat, shapes: Sequence[Any] | None = None, *, patient: bool = True) -> Export:
     """Get the graph of a module, by the first way that works.
+
+    Parameters
+    ----------
+    shapes
+        One spec of ``torch.export.Dim`` a tensor of ``flat``; all sizes are fixed without.
+    patient
+        Try other ways where the first fails: parametrizations evaluated beforehand, ``torch.export`` in strict mode, and,
+        with fixed sizes, a trace by TorchScript.
 
     Raises
     ------
     ExportError
         None does: torch's reasons.
     """
+    ways: list[tuple[str, Callable[..., Export]]] = [("torch.export", _exported)]
+    if patient:
+        if any(parametrize.is_parametrized(one) for one in module.modules()):
+            ways.append(("with evaluated parametrizations", _evaluated))
+        ways.append(("strict", functools.partial(_exported, strict=True)))
+        if shapes is None:
+            ways.append(("TorchScript", traced))
     failures: list[tuple[str, BaseException]] = []
     with torch.no_grad(), quiet(), left_as_it_was(module):
-        for strict in (False, True):
-            wrapped = Flattened(module, flat)
+        for name, way in ways:
             try:
-                program = torch.export.export(wrapped, flat.tensors, dynamic_shapes=_shapes(shapes), strict=strict)
-                return Export(convert(program), program, None if strict else wrapped.outputs)
+                return way(Flattened(module, flat), flat, shapes)
             except Exception as error:  # torch raises errors of dozens of kinds
-                failures.append(("torch.export" + (" (strict)" if strict else ""), error))
-    raise ExportError(explain(type(module).__name__, failures))
+                failures.append((name, error))
+    raise ExportError(explain(type(module).__name__, failures)) from failures[0][1]
 
 
-def _shapes(shapes: Sequence[Any] | None) -> Any:
-    return None if shapes is None else (tuple(shapes),)
+def _exported(wrapped: Flattened, flat: Flat, shapes: Sequence[Any] | None, strict: bool = False) -> Export:
+    specs = None if shapes is None else (tuple(shapes),)
+    program = torch.export.export(wrapped, flat.tensors, dynamic_shapes=specs, strict=strict)
+    return Export(convert(program), program, None if strict else wrapped.outputs)
+
+
+def _evaluated(wrapped: Flattened, flat: Flat, shapes: Sequence[Any] | None) -> Export:
+    """Export with what parametrizations make as constants: ONNX has no matrix exponential or QR decomposition."""
+    with parametrize.cached():
+        for one in wrapped.module.modules():
+            if parametrize.is_parametrized(one):
+                for name in one.parametrizations:
+                    getattr(one, name)
+        result = _exported(wrapped, flat, shapes)
+    result.notes.append(
+        "parametrized weights that ONNX has no operators for stand as constants in the graph: what they are made from is not cut"
+    )
+    return result
+
+
+def traced(wrapped: Flattened, flat: Flat, shapes: Sequence[Any] | None) -> Export:
+    """The graph of one run, by TorchScript's tracer.
+
+    Raises
+    ------
+    ExportError
+        The module is too large for one message, or its weights lost their names.
+    """
+    held = list({id(t): t for t in (*wrapped.parameters(), *wrapped.buffers())}.values())
+    if sum(t.numel() * t.element_size() for t in held) > LARGEST_TRACE:
+        raise ExportError("the module is too large for TorchScript's exporter")
+    buffers = [(buffer, buffer.clone()) for buffer in wrapped.buffers()]
+    message = io.BytesIO()
+    mode = torch.onnx.TrainingMode.PRESERVE  # in eval mode it merges norms into convolutions
+    try:
+        with torch.random.fork_rng(devices=[]), contextlib.redirect_stdout(io.StringIO()):
+            torch.onnx.export(
+                wrapped, flat.tensors, message, dynamo=False, do_constant_folding=False, training=mode, opset_version=17,
+                input_names=[f"__input_{i}" for i in range(len(flat.tensors))],
+            )  # fmt: skip
+    finally:
+        for buffer, before in buffers:
+            buffer.copy_(before)
+    model = load(onnx.load_model_from_string(message.getvalue())).model
+    own = {name for name, _ in (*wrapped.named_parameters(remove_duplicate=False), *wrapped.named_buffers(remove_duplicate=False))}
+    for name, value in model.graph.initializers.items():
+        shape = () if value.shape is None else value.shape.numpy()
+        if name not in own and value.dtype == ir.DataType.FLOAT and len(shape) > 1 and math.prod(shape) >= LOST_WEIGHT:
+            raise ExportError(f"TorchScript's exporter gave a weight of shape {list(shape)} no name of its own")
+    _restore_inputs(model, flat)
+    note = "traced by TorchScript: where forward decides by values, the graph holds what it decided for the example inputs"
+    return Export(model, None, wrapped.outputs, [note])
+
+
+def _restore_inputs(model: ir.Model, flat: Flat) -> None:
+    """Give the graph the inputs again that nothing reads."""
+    present = {value.name: value for value in model.graph.inputs}
+    inputs = []
+    for index, tensor in enumerate(flat.tensors):
+        dtype = ir.tensor(np.zeros(0, str(tensor.dtype).removeprefix("torch."))).dtype
+        missing = ir.Value(name=f"__input_{index}", shape=ir.Shape(tensor.shape), type=ir.TensorType(dtype))
+        inputs.append(present.get(f"__input_{index}", missing))
+    model.graph.inputs.clear()
+    model.graph.inputs.extend(inputs)
 
 
 def convert(program: Any) -> ir.Model:
@@ -180,14 +268,27 @@ def _written(program: Any) -> ir.Model:
 
 def explain(name: str, failures: Sequence[tuple[str, BaseException]]) -> str:
     """One message of what torch says."""
-    way, error = failures[0]
+    _, error = failures[0]
     root: BaseException = error
     while root.__cause__ is not None:
         root = root.__cause__
     text = " ".join(str(root).split()) or type(root).__name__
+    hint = (
+        "write that part of forward without decisions by the values of tensors, give other example inputs, or pass a "
+        "torch.export.ExportedProgram of your own"
+    )
+    if "No ONNX function found" in text:
+        hint = "ONNX has no counterpart of that operator: write it with others"
     if len(text) > _MESSAGE:
         text = text[:_MESSAGE] + " ..."
-    return (
-        f"torch cannot export {name}: {type(root).__name__}: {text} ({way}). Write that part of forward without control flow "
-        "that depends on values of tensors, give other example inputs, or pass a torch.export.ExportedProgram that you made"
-    )
+    others = ", ".join(way for way, _ in failures[1:])
+    also = f" (nor by other ways: {others})" if others else ""
+    return f"torch cannot export {name}{also}{_place(root)}: {type(root).__name__}: {text}. What to do: {hint}"
+
+
+def _place(error: BaseException) -> str:
+    """The last line of the user's own code that an error went through."""
+    ours = (str(Path(torch.__file__).parent), str(Path(__file__).parent), "<")
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(ours)]
+    frames = [f for f in frames if "site-packages" not in f.filename or "transformers" in f.filename]
+    return f", at {Path(frames[-1].filename).name}:{frames[-1].lineno} in {frames[-1].name}" if frames else ""

@@ -26,8 +26,9 @@ def call_of(module: torch.nn.Module, example_inputs: Any) -> Call:
 
     - a Tensor (or anything that is no tuple, list or Mapping): the one argument;
     - a Mapping: keyword arguments if ``forward`` takes its keys, else the one argument;
-    - a tuple or list: positional arguments; a Mapping at its end holds keyword arguments if ``forward`` has
-      parameters of its keys. ``(args, kwargs)`` with a tuple of arguments is taken as such where ``forward`` accepts it.
+    - a tuple or list: positional arguments (a list also the one argument, where ``forward`` takes one); a Mapping at
+      its end holds keyword arguments if ``forward`` has parameters of its keys. ``(args, kwargs)`` with a tuple of
+      arguments is taken as such where ``forward`` accepts it.
 
     Raises
     ------
@@ -103,7 +104,8 @@ def _readings(example: Any, signature: inspect.Signature | None) -> Iterator[Cal
         if named:
             yield tuple(example[:-1]), dict(example[-1])
         yield tuple(example), {}
-        yield (example,), {}
+        if isinstance(example, list):
+            yield (example,), {}
     else:
         yield (example,), {}
 
@@ -127,12 +129,45 @@ class Flat:
         In the order of the parameters.
     args, kwargs
         The call, where a `Slot` stands for each tensor.
+    labels
+        Names of the positional arguments.
     """
 
     names: tuple[str, ...]
     tensors: tuple[torch.Tensor, ...]
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    labels: tuple[str, ...] = ()
+
+    def spread(self, specs: Any) -> list[Any]:
+        """One spec a tensor, from specs that are arranged as the call is: what ``dynamic_shapes`` of torch.export are.
+
+        Raises
+        ------
+        UsageError
+            They are arranged otherwise.
+        """
+        found: list[Any] = [None] * len(self.tensors)
+        if isinstance(specs, Mapping):
+            own = dict(specs)
+            for label in self.labels:
+                rest, _, number = label.rpartition("_")
+                if label not in own and rest in own and number.isdigit() and isinstance(own[rest], (tuple, list)):
+                    own.update({f"{rest}_{i}": spec for i, spec in enumerate(own.pop(rest))})
+            unknown = set(own) - set(self.labels) - set(self.kwargs)
+            if unknown:
+                raise UsageError(
+                    f"dynamic_shapes names '{sorted(unknown)[0]}', the call has {', '.join((*self.labels, *self.kwargs))}"
+                )
+            pairs = [(item, own.get(label)) for item, label in zip(self.args, self.labels, strict=True)]
+            pairs += [(item, own.get(key)) for key, item in self.kwargs.items()]
+        elif isinstance(specs, (tuple, list)) and len(specs) == len(self.args) + len(self.kwargs):
+            pairs = list(zip((*self.args, *self.kwargs.values()), specs, strict=True))
+        else:
+            raise UsageError("dynamic_shapes must have one entry for each argument, in order or by name")
+        for item, spec in pairs:
+            _spread(item, spec, found)
+        return found
 
     def rebuild(self, tensors: Sequence[torch.Tensor]) -> Call:
         """The call with other tensors in place of its own."""
@@ -187,7 +222,23 @@ def flatten(module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str,
                 position += 1
     new_args = tuple(visit(value, label) for value, label in zip(args, labels, strict=True))
     new_kwargs = {key: visit(value, str(key)) for key, value in kwargs.items()}
-    return Flat(tuple(names), tuple(tensors), new_args, new_kwargs)
+    return Flat(tuple(names), tuple(tensors), new_args, new_kwargs, tuple(labels))
+
+
+def _spread(item: Any, spec: Any, found: list[Any]) -> None:
+    if spec is None:
+        return
+    if isinstance(item, Slot):
+        found[item.index] = spec
+    elif isinstance(item, Tree):
+        if isinstance(spec, Mapping):
+            specs = [spec.get(key) for key in item.keys]
+        elif isinstance(spec, (tuple, list)) and len(spec) == len(item.items):
+            specs = list(spec)
+        else:
+            raise UsageError(f"dynamic_shapes holds {spec!r} for an argument of {len(item.items)} parts: give one entry each")
+        for inner, one in zip(item.items, specs, strict=True):
+            _spread(inner, one, found)
 
 
 def _fill(item: Any, tensors: Sequence[torch.Tensor]) -> Any:

@@ -36,6 +36,8 @@ class TorchSource:
         came through TorchScript.
     prefix
         What stands before the module's own names in ``exported``.
+    notes
+        What the user should know of the export.
     """
 
     module: Any
@@ -47,6 +49,7 @@ class TorchSource:
     feed: Mapping[str, np.ndarray[Any, Any]] = field(repr=False)
     exported: Any = field(default=None, repr=False)
     prefix: str = ""
+    notes: tuple[str, ...] = ()
 
     def names(self, name: str) -> tuple[str, ...]:
         """Every name in the module's ``state_dict`` of the initializer ``name``."""

@@ -114,6 +114,8 @@ class State:
 
     def __post_init__(self) -> None:
         self.model = self.loaded.model
+        if self.loaded.torch is not None:
+            self.notes.extend(self.loaded.torch.notes)
 
     def note(self, text: str) -> None:
         """Something the user should read, once."""

@@ -100,7 +100,9 @@ def probe(state: State) -> Facts:
 
     With a batch of 1 a reshape that mixes batch and channels could not be told from one that does not.
     """
-    chosen = shapes.probe_inputs(state.model, dict(state.options.shapes))
+    example = {} if state.loaded.torch is None else state.loaded.torch.feed
+    given = {name: tuple(array.shape) for name, array in example.items()}
+    chosen = shapes.probe_inputs(state.model, {**given, **state.options.shapes})
     facts = shapes.infer(state.model, chosen)
     wider = dict(chosen)
     open_inputs = [
