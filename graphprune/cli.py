@@ -157,6 +157,8 @@ def _shape_option(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--runtime", type=click.Choice(["onnxruntime", "openvino", "tensorrt"]), default="onnxruntime", show_default=True,
               help="What latency is measured in.")  # fmt: skip
 @click.option("--threads", type=int, metavar="N", help="Threads that latency is measured on. Default: all processors.")
+@click.option("--latency-from", type=click.Path(dir_okay=False), metavar="FILE",
+              help="A device's profile of MODEL, by trtexec --exportProfile: latency is estimated for that device.")  # fmt: skip
 @click.option("--force", is_flag=True, help="Write a cut under a latency budget that is no faster by measurement too.")
 @click.option("--dynamic-batch", is_flag=True, help="For torch modules: leave the batch of the written graph open.")
 @click.option("--seed", type=int, default=0, show_default=True)
@@ -184,10 +186,10 @@ def run(ctx: click.Context, /, model: str, output: Path | None, report: Path | N
     if device != "cpu":
         if given["align"] != "auto":
             raise click.UsageError(f"--device {device} says what --align auto takes: give --align auto too")
-        if (given["budget"] or "").lstrip().startswith("latency"):
+        if (given["budget"] or "").lstrip().startswith("latency") and given["latency_from"] is None:
             raise click.UsageError(
-                f"--budget {given['budget']} is measured on this machine, not on {device}: give macs=... with --align auto, build "
-                "for the device, and time the result there ('graphprune bench' reads its files)"
+                f"--budget {given['budget']} is measured on this machine, not on {device}: give --latency-from a profile that "
+                "'trtexec --exportProfile' wrote there, or macs=... with --align auto"
             )
         given["align"] = str(_alignment(device))
     options = _options(ctx, model, recipe, given)

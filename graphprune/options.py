@@ -56,6 +56,9 @@ class Options:
         ``runtime`` finds; a latency budget takes that by default.
     runtime, threads
         What latency is measured in, and on how many threads (all processors by default).
+    latency_from
+        A profile of the source that ``trtexec --exportProfile`` wrote on a device: a latency budget is then met by an
+        estimate for that device instead of by measurement here.
     force
         Write a cut under a latency budget that is no faster by measurement too.
     exact
@@ -89,6 +92,7 @@ class Options:
     steps: int = 1
     runtime: str = "onnxruntime"
     threads: int | None = None
+    latency_from: str | None = None
     force: bool = False
     seed: int = 0
 
@@ -101,6 +105,8 @@ class Options:
             self.parsed_budget()
         if self.times:
             self._check_latency()
+        elif self.latency_from is not None:
+            raise UsageError("--latency-from says how long layers take: give a latency budget too, as in --budget latency=0.5x")
         if self.allocate not in (None, "dp", "global", "uniform", "isomorphic"):
             raise UsageError(f"--allocate {self.allocate!r}: give one of dp, global, uniform, isomorphic")
         if self.allocate == "dp" and self.budget is None:

@@ -192,6 +192,44 @@ def test_compare_takes_no_latency_budgets(digits: Path) -> None:
         compare(str(digits), ["l1"], budgets=["latency=0.5x"])
 
 
+# -- a device's profile
+
+
+def profile_of(model: onnx.ModelProto, path: Path, **changed: str) -> Path:
+    """What trtexec would say of a model: each convolution fused with its activation."""
+    steps = [("node_a + node_r", 1.0), ("node_c + node_s", 6.0), ("Reformatting CopyNode for Input", 0.2), ("node_d", 3.0),
+             ("node_p", 0.1), ("node_y", 0.1)]  # fmt: skip
+    path.write_text(json.dumps([{"count": 9}, *({"name": changed.get(name, name), "averageMs": ms} for name, ms in steps)]))
+    return path
+
+
+@pytest.mark.parametrize(("budget", "share"), [("latency=0.5x", 0.5), ("latency=6.24ms", 0.6)])
+def test_a_profile_of_a_device_gives_an_estimate(tmp_path: Path, budget: str, share: float) -> None:
+    path = profile_of(three_convs(), tmp_path / "profile.json")
+    result = gp.prune(three_convs(), budget=budget, latency_from=str(path), align=8)
+    said = next(note for note in result.plan.notes if "estimated at" in note)
+    assert float(said.split("estimated at ")[1].split()[0]) == pytest.approx(share, rel=0.08)
+    assert any("estimated, not measured" in note for note in result.plan.notes)
+    assert not result.state.latency and "latency_ms" not in result.plan.after
+    assert all(group["kept"] % 8 == 0 for group in result.plan.groups)
+    kept = {name: group["kept"] / group["units"] for group in result.plan.groups for name, axis in group["members"] if axis == 0}
+    assert kept["w1"] <= kept["w3"], "the second layer takes most of the time"
+
+
+def test_profiles_that_do_not_fit(tmp_path: Path) -> None:
+    path = profile_of(three_convs(), tmp_path / "p.json", **{"node_c + node_s": "myelin", "node_d": "other"})
+    with pytest.raises(UsageError, match="only 12% of its time goes by names"):
+        gp.prune(three_convs(), budget="latency=0.5x", latency_from=str(path))
+    path = profile_of(three_convs(), tmp_path / "p.json")
+    with pytest.raises(UsageError, match="already; nothing to cut"):
+        gp.prune(three_convs(), budget="latency=20ms", latency_from=str(path))
+    with pytest.raises(UsageError, match="give a latency budget too"):
+        gp.prune(three_convs(), budget="macs=0.5", latency_from=str(path))
+    path.write_text('[{"latencyMs": 1.0}]')
+    with pytest.raises(UsageError, match="holds no layers"):
+        gp.prune(three_convs(), budget="latency=0.5x", latency_from=str(path))
+
+
 # -- the staircase
 
 

@@ -73,9 +73,11 @@ def meet(state: State, chooser: Chooser) -> Mask:
         The source is as fast already.
     """
     options = state.options
+    orders = {group.id: chooser.sorted(group) for group in chooser.groups}
+    if options.latency_from is not None:
+        return _estimate(state, chooser, orders, Path(options.latency_from))
     runtime = find(options.runtime)
     threads = options.threads or timing.cores()
-    orders = {group.id: chooser.sorted(group) for group in chooser.groups}
     with timing.pinned(threads):
         align = options.align if isinstance(options.align, int) else None
         model = measured(state, runtime, threads, orders, align)
@@ -84,6 +86,25 @@ def meet(state: State, chooser: Chooser) -> Mask:
             chooser.align_to(model.step)
         solver = solver_of(state, chooser, model)
         return search(state, model, solver, stopwatch(state, runtime, threads), runtime, threads)
+
+
+def _estimate(state: State, chooser: Chooser, orders: dict[int, NDArray[np.int64]], path: Path) -> Mask:
+    """The choice by a device's profile alone, which nothing here can measure."""
+    from graphprune.latency.device import estimated
+
+    align = state.options.align
+    model = estimated(state, path, orders, align if isinstance(align, int) else 1)
+    _, amount = state.options.parsed_budget()
+    if amount >= 1 and amount / 1000 >= model.total:
+        raise UsageError(f"--budget {state.options.budget}: the profile's layers take {model.total:.3g} ms already; nothing to cut")
+    share = amount if amount < 1 else amount / 1000 / model.total
+    dead = solver_of(state, chooser, model)(share)
+    gone = {group.id: int(dead[group.units].sum()) for group in chooser.groups}
+    reached = model.share(gone)
+    state.note(model.describe())
+    ms = f"{reached * model.total:.3g} ms of {model.total:.3g}"
+    state.note(f"budget {state.options.budget}: estimated at {reached:.3f} of the source, {ms}")
+    return dead
 
 
 def search(
