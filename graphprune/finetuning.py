@@ -159,10 +159,9 @@ def _task(
     weight: float,
 ) -> Any:  # fmt: skip
     """What is learnt: labels, a teacher's outputs, or both."""
-    from accelerate import PartialState
-
     from graphprune.pipeline import load_any
     from graphprune.training.classifying import Classifying
+    from graphprune.training.processes import device
     from graphprune.training.teaching import Teacher, Teaching, showing
 
     master = None
@@ -174,7 +173,7 @@ def _task(
                 f"the teacher takes {', '.join(theirs)} and gives {len(given)} outputs, the model takes {', '.join(ours)} and "
                 f"gives {len(outputs)}: both must take and give the same"
             )
-        master = Teacher(module, data, PartialState().device, 0)
+        master = Teacher(module, data, device(), 0)
     if labels is None:
         assert master is not None
         return Teaching(master, outputs, [], temperature, 0.0)

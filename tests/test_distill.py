@@ -189,3 +189,49 @@ def test_it_goes_through_accelerate(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr(Accelerator, name, counted)
     run(classifier(), "steps=7", digits(tmp_path / "d.npz"))
     assert counts == {"prepare": 1, "backward": 7}
+
+
+def test_a_torch_module_gets_the_weights(tmp_path: Path) -> None:
+    from torch import nn
+
+    torch.manual_seed(0)
+    module = nn.Sequential(
+        nn.Conv2d(1, 12, 3, padding=1), nn.BatchNorm2d(12), nn.ReLU(), nn.Conv2d(12, 16, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(1024, 10)
+    ).eval()
+    x = torch.randn(2, 1, 8, 8)
+    data = digits(tmp_path / "d.npz")
+    arrays = np.load(data)["x"]
+    result = gp.prune(module, x, passes=["l1", "distill{steps=60,norms=train}"], rate=0.4, data=save(tmp_path / "x.npy", arrays), samples=64)
+    assert result.plan.recovery["distill"]["used"] and result.module is module and module[0].out_channels < 12
+    found = gp_run(result, arrays[:2])
+    assert np.allclose(module.eval()(torch.from_numpy(arrays[:2])).detach().numpy(), found, atol=1e-5)
+
+
+def save(path: Path, array: np.ndarray) -> Path:
+    np.save(path, array)
+    return path
+
+
+def gp_run(result: gp.Result, x: np.ndarray) -> np.ndarray:
+    """Outputs of the cut ONNX model."""
+    import onnxruntime as ort
+
+    session = ort.InferenceSession(result.proto().SerializeToString())
+    return session.run(None, {session.get_inputs()[0].name: x})[0]
+
+
+@pytest.mark.slow
+def test_two_processes(tmp_path: Path) -> None:
+    """Two processes on gloo share batches and judging; the first one writes."""
+    onnx.save(classifier(), tmp_path / "m.onnx")
+    data = digits(tmp_path / "d.npz")
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "graphprune", "run", str(tmp_path / "m.onnx"), "-o", str(tmp_path / "o.onnx"), "--pass", "l1",
+         "--pass", f"distill{{epochs=4,batch=16,checkpoint={tmp_path / 'c'}}}", "--rate", "0.4", "--data", str(data), "--samples", "64", "--json"],
+        cwd=ROOT, capture_output=True, text=True, timeout=400, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "o.plan.json").read_text())["recovery"]["distill"]
+    assert record["processes"] == 2 and record["used"] and done.stdout.count('"files"') == 1
+    assert record["steps"] == 4 * (360 // 16 // 2)
+    assert gp.verify(tmp_path / "m.onnx", tmp_path / "o.onnx")["passed"]

@@ -34,7 +34,7 @@ class Distill(Pass):
     share of their variance. The two parts weigh the same at the start times ``features``. Held-out samples judge the
     averaged weights; the best are kept, and none that are worse than before. Changes the graph's weights. Cost: as asked.
     Source: Hinton et al., "Distilling the Knowledge in a Neural Network", 2015; Romero et al., "FitNets", ICLR 2015.
-    Runs on Accelerate: 'accelerate launch -m graphprune run ...' uses several devices or nodes.
+    Runs on Accelerate: 'accelerate launch -m graphprune run ...' uses several devices or nodes ('torchrun' on CPUs).
 
     Parameters
     ----------
@@ -137,11 +137,15 @@ class Distill(Pass):
         recovery["distill"] = record
         recovery["tensors"] = list(dict.fromkeys([*recovery.get("tensors", []), *changed]))
         recovery.setdefault("dropped", [])
+        if "layers" in recovery:
+            recovery["fitted"] = recovery["used"]
+        recovery["used"] = bool(recovery.get("used")) or used
         state.plan.fidelity = {"samples": len(data.held), **after}
 
     def _train(self, state: State, data: Any, recipe: Recipe) -> tuple[History, list[str]]:
         """Train a module that the cut model was made into, and write its weights back."""
         from graphprune.backends.torch import update_model
+        from graphprune.training.processes import device
         from graphprune.training.teaching import Teacher, Teaching, boundaries, features_of, showing
         from graphprune.training.trainer import Trainer
 
@@ -155,7 +159,7 @@ class Distill(Pass):
         outputs = given[: len(state.model.graph.outputs)]
         features = features_of(state, given, [value for value in values if str(value.name) not in outputs])
         trainer: Trainer | None = None
-        teacher = Teacher(module, data, _device(), int(self.memory * (1 << 30)))
+        teacher = Teacher(module, data, device(), int(self.memory * (1 << 30)))
         task = Teaching(teacher, outputs, features, self.temperature, self.features)
         trainer = Trainer(student, task, data, recipe, self._identity(state, data), state.progress)
         if self.augment == "none":
@@ -173,13 +177,6 @@ class Distill(Pass):
             "source": str(state.loaded.sha256), "cut": kept, "seed": str(state.options.seed),
             "data": f"{state.options.data}: {len(data.samples)} samples", "options": json.dumps(options, sort_keys=True),
         }  # fmt: skip
-
-
-def _device() -> Any:
-    """Where Accelerate trains."""
-    from accelerate import PartialState
-
-    return PartialState().device
 
 
 def _differs(value: ir.Value, before: ir.TensorProtocol | None) -> bool:

@@ -132,7 +132,7 @@ def _recovery(recovery: Mapping[str, Any], boxes: Sequence[Box]) -> Json:
         layer["layer"] = _short(str(layer["layer"]))
     return {
         "mode": recovery.get("mode"), "samples": recovery.get("samples"), "distill": taught,
-        "used": recovery.get("used") or bool(taught and taught["used"]), "fitted": recovery.get("used"),
+        "used": recovery.get("used") or bool(taught and taught["used"]), "fitted": recovery.get("fitted", recovery.get("used")),
         "layers": layers, "left_out": max(0, len(recovery["layers"]) - MOST_LAYERS),
         "left": [[_short(layer), _short(why, 400)] for layer, why in list((recovery.get("left") or {}).items())[:MOST_LAYERS]],
     }  # fmt: skip

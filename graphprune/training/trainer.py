@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from graphprune.errors import UsageError
 from graphprune.training import checkpoint
 from graphprune.training.batches import Batch, Data, augmented
+from graphprune.training.processes import on_cpu
 
 Progress = Callable[[str, float], None]
 #: Steps that are run and thrown away before the clock starts, and then timed at least.
@@ -165,7 +166,7 @@ class Trainer:
         if precision == "auto":
             precision = "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
         self.accelerator = Accelerator(
-            mixed_precision=precision, kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)]
+            cpu=on_cpu(), mixed_precision=precision, kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)]
         )
         self.task, self.data, self.recipe, self.identity, self.progress = task, data, recipe, dict(identity), progress
         self.names = list(module.meta["inputs"])
