@@ -100,11 +100,11 @@ def _check(
 
     from graphprune.backends import onnx as writer
     from graphprune.backends.tensorrt import lower, verdicts_of
-    from graphprune.frontends.onnx import load
+    from graphprune.pipeline import load_any
     from graphprune.printing_build import print_verdicts
     from graphprune.shapes import probe_inputs
 
-    source = load(model).model
+    source = load_any(model).model
     lowered = lower(source, target, shapes=probe_inputs(source, shapes) if static else None, raw_heads=raw_heads)
     verdicts = verdicts_of(lowered, shapes)
     bad = any(v.status == "unsupported" for v in verdicts)

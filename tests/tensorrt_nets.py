@@ -176,5 +176,11 @@ NETS: dict[str, onnx.ModelProto] = {
     "detector": detector(),
     "quantised": quantised(),
     "quantised-uint8": quantised("uint8"),
+    "quantised-bias": net(
+        13, "(float[1, 3, 8, 8] x) => (float y)", "w = DequantizeLinear<axis=0>(wq, sw, zw) b = DequantizeLinear(bq, sb) y = Conv(x, w, b)", 8,
+        wq=RNG.integers(0, 255, (4, 3, 3, 3)).astype(np.uint8), sw=np.array([0.01, 0.02, 0.01, 0.03], F), zw=np.array([120, 130, 128, 9], np.uint8),
+        bq=np.array([100, -70, 3, 2**20], np.int32), sb=np.array(0.001, F),
+    ),
+    "double-inside": net(17, "(float[4] x) => (float[4] y)", "d = Cast<to=11>(x) e = Sqrt(d) f = Cast<to=11>(e) y = Cast<to=1>(f)"),
     "folded-weight": _image("t = Transpose<perm=[1, 0, 2, 3]>(w) y = Conv(x, t)", 17, w=(3, 8, 3, 3)),
 }

@@ -94,7 +94,7 @@ def build(
     Parameters
     ----------
     source
-        An ``.onnx`` path, a ModelProto or an onnx_ir model; never changed.
+        An ``.onnx`` path, ``module:factory`` with torch, a ModelProto or an onnx_ir model; never changed.
     target
         See `graphprune.devices.resolve`.
     output
@@ -123,7 +123,9 @@ def build(
     """
     folder = check_folder(output)
     progress("lowering", 0.0)
-    model = load(source).model
+    from graphprune.pipeline import load_any
+
+    model = load_any(source).model
     lowered = lower(model, target, shapes=probe_inputs(model, shapes or {}) if static else None, raw_heads=raw_heads)
     verdicts = verdicts_of(lowered, shapes or {})
     refuse_unsupported(verdicts, target)

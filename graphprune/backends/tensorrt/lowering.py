@@ -35,6 +35,7 @@ ADVICE = {
     "opset": "export the network for an older opset",
     "type": "change its element type in the network",
     "constant": "make that input a constant: --static fixes dynamic sizes, which may do it",
+    "zero-point": "quantise symmetrically: int8 with zero point 0 (ONNX Runtime: ActivationSymmetric, WeightSymmetric)",
     "static": "fix dynamic sizes: --static",
     "pad-zero-two-axes": "--static fixes dynamic sizes, which lets it be lowered; or take JetPack 4.6.1 or later",
 }
@@ -84,10 +85,12 @@ def lower(
     _fix_sizes(source, shapes or {})
     names = {node: node_name(node) for node in source.graph.all_nodes()}
     original = [node for node in source.graph.all_nodes() if node.op_type != "Constant"]
-    wide = any(v.dtype == ir.DataType.DOUBLE for n in original for v in (*n.inputs, *n.outputs) if v is not None)
     context = Context(source, target, infer(source, {}), min(opset, target.opset), opset)
-    changes: dict[ir.Node, list[str]] = preparing.doubles_to_float(context) if wide else {}
-    if wide:
+    changes: dict[ir.Node, list[str]] = {}
+    if any(
+        context.facts.dtype(v) == ir.DataType.DOUBLE for n in original for v in (*n.inputs, *n.outputs) if v is not None
+    ):
+        changes = preparing.doubles_to_float(context)
         context.facts = infer(source, {})
     tail = lower_tails(context, raw_heads)
     _join(changes, tail.replaced)
@@ -235,6 +238,23 @@ def _finish(context: Context) -> None:
             value.type = ir.TensorType(dtype)
 
 
+def _advice(node: ir.Node, failure: Problem) -> str:
+    """What to do about a node that is not taken."""
+    if node.domain not in ("", "ai.onnx"):
+        return "export the network again without ONNX Runtime's own fusions, for plain ONNX"
+    if (
+        node.op_type.startswith("QLinear")
+        or node.op_type.endswith("Integer")
+        or node.op_type == "DynamicQuantizeLinear"
+    ):
+        return (
+            "quantise in QDQ format (QuantizeLinear and DequantizeLinear), symmetric, or build the floating-point model"
+        )
+    if node.op_type in ("NonZero", "Compress", "Unique"):
+        return "cut the graph before it and do this step on the host"
+    return ADVICE.get(failure.kind, "change it in the network")
+
+
 def _verdicts(
     original: list[ir.Node],
     names: Mapping[ir.Node, str],
@@ -246,11 +266,7 @@ def _verdicts(
     for node in original:
         failure = failures.get(node)
         if failure is not None:
-            advice = ADVICE.get(failure.kind, "change it in the network")
-            if node in tail.failed:
-                advice = ""
-            elif node.op_type == "NonZero":
-                advice = "cut the graph before it and do this step on the host"
+            advice = "" if node in tail.failed else _advice(node, failure)
             found.append(Verdict(names[node], node.op_type, "unsupported", failure.reason, advice))
         elif node in changes:
             found.append(Verdict(names[node], node.op_type, "lowered", "; ".join(changes[node])))

@@ -42,3 +42,19 @@ def signed_dequantize(node: ir.Node, b: Builder) -> Values | None:
         return None
     axis = attribute(node, "axis") if b.opset >= 13 else None
     return b.op("DequantizeLinear", x, scale, b.constant(np.zeros(b.shape(zero) or (), np.int8)), axis=axis)
+
+
+@lowers("DequantizeLinear")
+def dequantised_in_advance(node: ir.Node, b: Builder) -> Values | None:
+    """Stored weights in float32, where the parser does not take how they are quantised."""
+    x, scale, zero = node.inputs[0], node.inputs[1], given(node, 2)
+    assert x is not None and scale is not None
+    codes, factor, shift = b.facts.constant(x), b.known(scale), b.known(zero)
+    if codes is None or factor is None or (zero is not None and shift is None) or attribute(node, "block_size", 0):
+        return None
+    shape = [1] * codes.ndim
+    if factor.size > 1:
+        shape[int(attribute(node, "axis", 1))] = factor.size
+    offset = np.float32(0) if shift is None else shift.astype(np.float32).reshape(shape if shift.size > 1 else ())
+    wide = codes.astype(np.float64) - offset
+    return b.op("Identity", b.constant((wide * factor.reshape(shape if factor.size > 1 else ())).astype(factor.dtype)))
