@@ -14,6 +14,7 @@ from graphprune.example_feeds import example_samples
 from graphprune.facts import Facts
 from graphprune.inputs import Hints, InputSpec, Samples
 from graphprune.ops.movement import transposition
+from graphprune.ops.traits import SAME_ELEMENTS, looked_up
 from graphprune.passes.base import State
 
 
@@ -40,14 +41,12 @@ def vocabulary(model: ir.Model, facts: Facts) -> dict[str, int]:
         while queue:
             current = queue.pop()
             for node, index in current.uses():
-                if node.op_type in ("Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Expand"):
+                if node.op_type in SAME_ELEMENTS:
                     if index == 0 and node not in seen:
                         seen.add(node)
                         queue.extend(node.outputs)
-                elif node.op_type == "Gather" and index == 1:
-                    table = node.inputs[0]
-                    shape = None if table is None else facts.shape(table)
-                    axis = node.attributes.get_int("axis", 0)
+                elif (table := looked_up(node, index)) is not None:
+                    shape, axis = facts.shape(table[0]), table[1]
                     if shape:
                         n = shape[axis % len(shape)]
                         limits[str(value.name)] = min(limits.get(str(value.name), n), n)

@@ -22,6 +22,7 @@ from graphprune.coupling import Coupling, node_name
 from graphprune.errors import RewriteError
 from graphprune.facts import Facts
 from graphprune.frontends.mapped import release_all
+from graphprune.ops.traits import broadcasts_ones, joins, weight_input
 from graphprune.rules import OpView, Place, attribute, rule_for
 
 Indices = NDArray[np.int64]
@@ -231,7 +232,7 @@ class Cut:
     @property
     def weight_index(self) -> int:
         """Where a convolution has its weight."""
-        return 3 if self.old.op_type == "QLinearConv" else 1
+        return weight_input(self.old)
 
     def attr(self, name: str, default: Any = None) -> Any:
         return attribute(self.old, name, default)
@@ -336,7 +337,7 @@ class Cut:
         for t, size in enumerate(found.tolist()):
             want = planned[t + offset]
             copied = zero_copies and size == 0 and t < len(own) and own[t] == want
-            if size not in (-1, want) and not copied and not (size == 1 and self.old.op_type == "Expand"):
+            if size not in (-1, want) and not copied and not (size == 1 and broadcasts_ones(self.old)):
                 entries[t] = want
         if entries:
             self._mend(i, entries, lambda value, wrong: self._scale(value, wrong, found))
@@ -352,7 +353,7 @@ class Cut:
             return
         # A Concat of constant and computed pieces: change the constant pieces that are wrong.
         producer, left = value.producer(), dict(entries)
-        if producer is not None and producer.op_type == "Concat" and not producer.domain:
+        if producer is not None and joins(producer):
             pieces: list[ir.Value | None] = []
             start = 0
             for piece in producer.inputs:

@@ -19,9 +19,9 @@ import onnx.defs
 import onnx.shape_inference
 import onnx_ir as ir
 
-from graphprune import contrib_shapes
 from graphprune.evaluate import BOUNDED, evaluate, range_size
 from graphprune.facts import UNKNOWN, Array, Dims, Facts, Type
+from graphprune.ops import contrib_shapes
 
 __all__ = ["UNKNOWN", "Array", "Dims", "Facts", "Type", "infer", "probe_inputs", "run_graph", "start", "step"]
 

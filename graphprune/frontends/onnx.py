@@ -36,6 +36,7 @@ from graphprune.frontends.onnx_proto import check_text, scopes, tensors
 from graphprune.frontends.onnx_tensors import Store, element_count
 from graphprune.frontends.onnx_wire import skeleton
 from graphprune.frontends.torch_source import TorchSource
+from graphprune.ops.traits import of_runtimes
 
 SOURCE_FILES = "graphprune.source_files"
 """Key in ``Model.meta``: tuple of the files the model was read from, main first. Writers never touch them."""
@@ -248,27 +249,6 @@ def _check_declared_shapes(proto: onnx.ModelProto) -> None:
                 raise ModelError(f"{label} has the shape {dims}: no memory holds that; export it with a dynamic axis")
 
 
-#: Operators that runtimes keep in the default domain, though no release of ONNX has them (any more).
-_OF_RUNTIMES = frozenset(
-    [
-        "Affine",
-        "Crop",
-        "DisentangledAttention_TRT",
-        "DynamicSlice",
-        "EfficientNMS_TRT",
-        "GivenTensorFill",
-        "GRUUnit",
-        "ImageScaler",
-        "MultilevelCropAndResize_TRT",
-        "ParametricSoftplus",
-        "PyramidROIAlign_TRT",
-        "Scale",
-        "ScaledTanh",
-        "SimplifiedLayerNormalization",
-    ]
-)
-
-
 def _run_checker(proto: onnx.ModelProto) -> None:
     """Let ONNX's own checker see the model, weights left out."""
     light = onnx.ModelProto()
@@ -280,14 +260,12 @@ def _run_checker(proto: onnx.ModelProto) -> None:
             tensor.Clear()
             tensor.name, tensor.data_type = name, dtype
             tensor.dims.append(0)
+    opsets = [entry.version for entry in light.opset_import if entry.domain in ("", "ai.onnx")]
     for body, _, _ in scopes(light):
         for node in body.node:
             # So that a complaint names the node.
             node.name = node.name or f"(output '{next(iter(node.output), '')}')"
-            early = node.op_type == "LayerNormalization" and any(
-                entry.domain in ("", "ai.onnx") and entry.version < 17 for entry in light.opset_import
-            )  # ONNX Runtime fuses it in files of any opset.
-            if node.domain in ("", "ai.onnx") and (early or node.op_type in _OF_RUNTIMES):
+            if node.domain in ("", "ai.onnx") and of_runtimes(node.op_type, opsets):
                 node.domain = "com.microsoft"
         if isinstance(body, onnx.GraphProto):
             # The checker asks for these; no runtime misses them.

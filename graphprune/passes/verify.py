@@ -17,6 +17,7 @@ from graphprune.errors import GraphPruneError, ModelError, UnprovableError, Veri
 from graphprune.inputs import Feed
 from graphprune.masking import masked_original
 from graphprune.ops.pointwise import SATURATING
+from graphprune.ops.traits import QUANTISING
 from graphprune.passes.base import Kind, Pass, State
 
 #: Allowed difference of an output, relative to its own maximum, by the narrowest float type in the model.
@@ -25,7 +26,6 @@ TOLERANCE = {"float64": 1e-4, "float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1
 HEAVY = 1_000_000_000
 #: With quantised values in the graph a difference of rounding shows as a whole step.
 QUANTISED = 5e-2
-_QUANTISING = ("QuantizeLinear", "DynamicQuantizeLinear", "QLinear", "QGemm", "QAttention")
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def tolerance_of(model: ir.Model) -> float:
     """Allowed relative difference, by the model's narrowest arithmetic."""
     widest = 0.0
     for node in model.graph.all_nodes():
-        if node.op_type.startswith(_QUANTISING):
+        if node.op_type.startswith(QUANTISING):
             return QUANTISED
     for value in model.graph.initializers.values():
         tensor = value.const_value

@@ -1,0 +1,51 @@
+"""Small facts about single ops that other parts of the package ask for: what an input is, what an output has in common with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import onnx_ir as ir
+
+#: Output 0 holds the elements of input 0, in another shape or type.
+SAME_ELEMENTS = frozenset({"Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Expand"})
+#: Ops (by how their names begin) that round values to steps: a difference of rounding shows as a whole step behind them.
+QUANTISING = ("QuantizeLinear", "DynamicQuantizeLinear", "QLinear", "QGemm", "QAttention")
+#: Where convolutions have their weight, if not at input 1.
+_WEIGHT_INPUTS = {"QLinearConv": 3}
+#: Target shapes in which a 1 leaves a larger size as it is.
+_BROADCASTING = frozenset({"Expand"})
+#: Operators that runtimes keep in the default domain, though no release of ONNX has them (any more).
+_OF_RUNTIMES = frozenset({
+    "Affine", "Crop", "DisentangledAttention_TRT", "DynamicSlice", "EfficientNMS_TRT", "GRUUnit", "GivenTensorFill",
+    "ImageScaler", "MultilevelCropAndResize_TRT", "ParametricSoftplus", "PyramidROIAlign_TRT", "Scale", "ScaledTanh",
+    "SimplifiedLayerNormalization",
+})  # fmt: skip
+#: Operators that ONNX Runtime fuses in files of any opset: the release that brought them.
+_FUSED_EARLY = {"LayerNormalization": 17}
+
+
+def weight_input(node: ir.Node) -> int:
+    """Which input of a convolution is its weight."""
+    return _WEIGHT_INPUTS.get(node.op_type, 1)
+
+
+def broadcasts_ones(node: ir.Node) -> bool:
+    """Whether a 1 in the node's target shape stands for whatever size meets it."""
+    return node.op_type in _BROADCASTING
+
+
+def looked_up(node: ir.Node, index: int) -> tuple[ir.Value, int] | None:
+    """The table, and the axis of it, that input ``index`` gives positions in; None where it gives none."""
+    if node.op_type != "Gather" or index != 1 or node.inputs[0] is None:
+        return None
+    return node.inputs[0], node.attributes.get_int("axis", 0)
+
+
+def joins(node: ir.Node | None) -> bool:
+    """Whether a node sets its inputs one behind the other."""
+    return node is not None and node.op_type == "Concat" and not node.domain
+
+
+def of_runtimes(op_type: str, opsets: Iterable[int]) -> bool:
+    """Whether an op of the default domain is one that runtimes have and these releases of ONNX do not."""
+    return op_type in _OF_RUNTIMES or (op_type in _FUSED_EARLY and any(v < _FUSED_EARLY[op_type] for v in opsets))
