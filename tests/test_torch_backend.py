@@ -253,3 +253,49 @@ def test_fake_quantisation_has_a_gradient() -> None:
 
 def _shape(model: onnx.ModelProto) -> list[int]:
     return [d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim]
+
+
+def test_mapped_weights_that_are_shared_ask_for_no_gradient(tmp_path: Any) -> None:
+    """They cannot be written: an optimiser that tried would end the process."""
+    onnx.save(convnet(), tmp_path / "net.onnx")
+    module = to_module(load(tmp_path / "net.onnx").model, copy=False)
+    assert not any(p.requires_grad for p in module.parameters())
+    assert all(p.requires_grad for p in to_module(load(tmp_path / "net.onnx").model).parameters())
+
+
+def test_the_caller_says_what_is_trained() -> None:
+    module = to_module(load(convnet()).model, trainable={"fc.w"})
+    assert [name for name, _ in module.named_parameters()] == ["fc.w"]
+
+
+def test_what_torch_exported_says_what_its_parameters_are() -> None:
+    model = load(convnet()).model
+    key = "pkg.torch.export.graph_signature.InputSpec.kind"
+    model.graph.initializers["fc.w"].metadata_props[key] = "BUFFER"
+    node = next(n for n in model.graph if n.op_type == "Gemm")
+    node.metadata_props["pkg.torch.onnx.stack_trace"] = 'File "user.py", line 3, in forward\n    return self.fc(x)'
+    module = to_module(model)
+    assert "fc.w" in dict(module.named_buffers())
+    assert any("self.fc(x)" in (n.stack_trace or "") for n in module.graph.nodes)
+
+
+def test_one_layers_normalisation_can_be_frozen() -> None:
+    module = to_module(load(convnet()).model).train()
+    first = next(m for m in module.modules() if type(m).__name__ == "BatchNorm")
+    first.eval()
+    mean = module.meta["names"]["stem.conv.m"], module.meta["names"]["block/1.m"]
+    before = [_at(module, path).clone() for path in mean]
+    module(torch.randn(4, 3, 8, 8))
+    assert torch.equal(_at(module, mean[0]), before[0])
+    assert not torch.equal(_at(module, mean[1]), before[1])
+
+
+def test_hardswish_written_out_is_torchs_own() -> None:
+    g = Net()
+    x = g.x("N", 4)
+    g.out(g.Div(g.Mul(x, g.Clip(g.Add(x, g.f(3.0)), g.f(0.0), g.f(6.0))), g.f(6.0)))
+    model = g.model()
+    module = to_module(load(model).model)
+    assert [n.target for n in module.graph.nodes if n.op == "call_function"] == [torch.nn.functional.hardswish]
+    x = np.linspace(-5, 5, 8, dtype=np.float32).reshape(2, 4)
+    assert_close(session(model).run(None, {"x": x}), run(module, [x]), 1e-6)

@@ -31,8 +31,8 @@ def to_module(model: ir.Model, *, copy: bool = True, trainable: Collection[str] 
     model : onnx_ir.Model
         As loaded by graphprune: constants are initializers. It is not changed.
     copy : bool
-        Whether weights are copied. Without, they share memory with the model: training would write into it, and into
-        nothing when it is mapped from a file.
+        Whether weights are copied. Without, they share memory with the model, and training writes into it; what is
+        mapped from a file cannot be written, and its parameters require no gradient.
     trainable : names, optional
         Initializers that become parameters, all others being buffers. Left out, a model that came from torch says
         itself what its parameters are, and elsewhere floating-point weights are (see `torch_state.is_trained`).

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 from torch import fx, nn
 
-from graphprune.backends.torch_ops.dtypes import FLOATS, tensor_of
+from graphprune.backends.torch_ops.dtypes import FLOATS, is_writable, tensor_of
 from graphprune.frontends.onnx import plan_name
 
 _KIND = "pkg.torch.export.graph_signature.InputSpec.kind"
@@ -159,7 +159,9 @@ class State:
             trained = self.trained(value)
             path = self.free(name)
             tensor = tensor_of(value, copy=self.copy)
-            place(self.root, path, nn.Parameter(tensor) if trained else tensor)
+            # What is mapped from a file cannot be written: an optimiser must leave it alone.
+            writable = self.copy or is_writable(value)
+            place(self.root, path, nn.Parameter(tensor, requires_grad=writable) if trained else tensor)
             self.tensors.add(path)
             self._by_tensor[id(value.const_value)] = path
         self._paths[value] = path

@@ -114,6 +114,11 @@ def readable(value: ir.Value) -> Array:
     return const.numpy()
 
 
+def is_writable(value: ir.Value) -> bool:
+    """Whether an initializer's memory may be written."""
+    return bool(readable(value).flags.writeable)
+
+
 def tensor_of(value: ir.Value, *, copy: bool) -> torch.Tensor:
     """Return an initializer's contents as a tensor.
 

@@ -49,7 +49,12 @@ class BatchNorm(nn.Module):
         self, x: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor, mean: torch.Tensor, var: torch.Tensor
     ) -> torch.Tensor:
         """Normalise ``x [n, c, ...]``; the others are ``[c]``."""
-        training = self.training and not self.frozen
+        if self.frozen:
+            shape = (-1, *[1] * (x.ndim - 2))
+            factor = scale * torch.rsqrt(var + self.epsilon)
+            y = x * factor.reshape(shape) + (bias - mean * factor).reshape(shape)
+            return y.to(x.dtype)
+        training = self.training
         return batch_norm(x, scale, bias, mean, var, training, self.momentum, self.epsilon)
 
     def extra_repr(self) -> str:

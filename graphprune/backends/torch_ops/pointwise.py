@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from graphprune.backends.torch_ops.dtypes import torch_dtype
-from graphprune.backends.torch_ops.registry import Result, lower, traceable, unary
+from graphprune.backends.torch_ops.registry import Result, cast, lower, reinterpret, traceable, unary
 
 if TYPE_CHECKING:
     from graphprune.backends.torch_call import Call
@@ -357,7 +357,7 @@ def _cast(call: Call, to: ir.DataType) -> Result:
     if call.dtype(0) == dtype:
         return call.tensor(0)
     if dtype in (torch.float32, torch.float64, torch.int64, torch.bool):
-        return call.emit(torch.Tensor.to, call.tensor(0), dtype)
+        return call.emit(cast, call.tensor(0), dtype)
     return call.emit(to_dtype, call.tensor(0), dtype, call.flag("saturate", 1))
 
 
@@ -384,7 +384,7 @@ def _cast_like(call: Call) -> Result:
 def _bit_cast(call: Call) -> Result:
     from graphprune.backends.torch_call import label
 
-    return call.emit(torch.Tensor.view, call.tensor(0), torch_dtype(ir.DataType(call.attr("to")), label(call.node)))
+    return call.emit(reinterpret, call.tensor(0), torch_dtype(ir.DataType(call.attr("to")), label(call.node)))
 
 
 @lower("Identity")

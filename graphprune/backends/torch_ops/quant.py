@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from graphprune.backends.torch_ops.dtypes import torch_dtype
 from graphprune.backends.torch_ops.linear import torch_pads, window
-from graphprune.backends.torch_ops.registry import Result, lower, traceable
+from graphprune.backends.torch_ops.registry import Result, cast, lower, traceable
 
 if TYPE_CHECKING:
     from graphprune.backends.torch_call import Call
@@ -223,7 +223,7 @@ def emit_conv_integer(call: Call, x: Any, w: Any, xz: Any, wz: Any, bias: Any, i
 @lower("ConvInteger")
 def _conv_integer(call: Call) -> Result:
     made = emit_conv_integer(call, call.tensor(0), call.tensor(1), call.optional(2), call.optional(3), None, 1)
-    return call.emit(torch.Tensor.to, made, torch.int32)
+    return call.emit(cast, made, torch.int32)
 
 
 @traceable

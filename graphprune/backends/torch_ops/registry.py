@@ -58,6 +58,13 @@ def traceable(function: _F) -> _F:
     return wrapper  # type: ignore[return-value]
 
 
-def is_float(x: torch.Tensor) -> bool:
-    """Whether a tensor holds floating-point numbers."""
-    return x.is_floating_point()
+@traceable
+def cast(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Convert the element type."""
+    return x.to(dtype)
+
+
+@traceable
+def reinterpret(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Read the same bits as another element type."""
+    return x.view(dtype)
