@@ -223,3 +223,13 @@ def test_types_that_no_version_casts_to_are_named() -> None:
     found = [v for v in check(load(proto).model, target("8.2")) if v.status == "unsupported"]
     assert [v.op for v in found] == ["Cast", "Cast"] and "UINT8" in found[0].reason
     assert not [v for v in check(load(proto).model, target("8.6")) if v.status == "unsupported"]
+
+
+def test_what_is_gone_is_said() -> None:
+    proto = net(
+        17, "(float[1, 3, 8, 8] x) => (float y)", "a = Transpose<perm=[1, 0, 2, 3]>(w) b = Mul(a, s) y = Conv(x, b)",
+        w=(3, 512, 3, 3), s=np.array(2, np.float32),
+    )  # fmt: skip
+    found = {v.op: v for v in check(load(proto).model, target("8.2"))}
+    assert found["Mul"].reason == "computed in advance" and found["Transpose"].status == "lowered"
+    assert "nothing reads it" in found["Transpose"].reason and found["Conv"].status == "ok"

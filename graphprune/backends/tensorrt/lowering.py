@@ -101,6 +101,10 @@ def lower(
     failures = {node: Problem("int64", reason) for node, reason in lost.items()}
     failures |= {node: Problem("tail", reason) for node, reason in tail.failed.items()}
     RemoveUnusedNodesPass()(source)
+    _join(
+        changes,
+        {node: ["gone: nothing reads it any more"] for node in original if node.graph is None and node not in changes},
+    )
     for node in list(source.graph.all_nodes()):
         _settle(node, context, changes, failures)
     _finish(context)
