@@ -21,7 +21,7 @@ from graphprune.frontends.onnx import plan_name
 from graphprune.options import Options
 from graphprune.passes.base import Quota, State
 from graphprune.passes.select import Chooser
-from graphprune.pipeline import BEFORE, build_passes, finish, run_passes, run_state
+from graphprune.pipeline import BEFORE, build_passes, finish, load_any, run_passes, run_state
 from graphprune.plan import DERIVED
 from graphprune.plugins import discover
 from graphprune.spec import parse_pass_spec
@@ -95,8 +95,10 @@ def _run(origin: State, model: Any, options: Options, share: float, dead: Mask, 
     def prepare(state: State) -> None:
         state.quota = _quota(state, origin, options, share, dead)
 
+    # A step's model takes what its source does: the example inputs of a torch module are its samples too.
+    loaded = dataclasses.replace(load_any(model), torch=origin.loaded.torch)
     try:
-        return run_state(model, now, progress, prepare=prepare)
+        return run_state(loaded, now, progress, prepare=prepare)
     except GraphPruneError as error:
         raise type(error)(f"at {share:.0%} of the way: {error}") from error
 

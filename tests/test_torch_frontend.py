@@ -165,6 +165,14 @@ def test_module_is_left_as_it_was():
         assert not next(module.parameters()).requires_grad
 
 
+def test_sources_that_are_refused():
+    for source in (torch.jit.script(nn.Linear(3, 4)), torch.jit.trace(nn.Linear(3, 4), torch.randn(2, 3))):
+        with pytest.raises(gp.GraphPruneError, match="Linear is TorchScript"):
+            gp.inspect(source, torch.randn(2, 3))
+    with pytest.raises(gp.GraphPruneError, match="meta device"):
+        gp.inspect(nn.Linear(3, 4, device="meta"), torch.randn(2, 3))
+
+
 def image_or_rows(module):
     return torch.randn(2, 3, 8, 8) if isinstance(module, nn.Sequential) else torch.randn(4, 6)
 

@@ -69,6 +69,8 @@ def load_module(
         return _load_program(module, example_inputs)
     if not isinstance(module, torch.nn.Module):
         raise UsageError(f"a torch source is an nn.Module or an ExportedProgram, not {type(module).__name__}")
+    if isinstance(module, torch.jit.ScriptModule):
+        raise UsageError(f"{module.original_name} is TorchScript, whose code cannot be cut: give the nn.Module it was made from")
     _check_weights(module)
     args, kwargs = call_of(module, example_inputs)
     flat = flatten(module, args, kwargs)

@@ -91,7 +91,9 @@ def quiet() -> Iterator[None]:
     level = logger.level
     children = [logging.getLogger(name) for name in list(logging.root.manager.loggerDict) if name.startswith("torch.")]
     levels = [child.level for child in children]
-    with warnings.catch_warnings():
+    # Where it cannot go on, torch prints the graph so far.
+    unseen = io.StringIO()
+    with warnings.catch_warnings(), contextlib.redirect_stdout(unseen), contextlib.redirect_stderr(unseen):
         warnings.simplefilter("ignore")
         for one in (logger, *children):
             one.setLevel(logging.CRITICAL)
@@ -203,7 +205,7 @@ def traced(wrapped: Flattened, flat: Flat, shapes: Sequence[Any] | None) -> Expo
     message = io.BytesIO()
     mode = torch.onnx.TrainingMode.PRESERVE  # in eval mode it merges norms into convolutions
     try:
-        with torch.random.fork_rng(devices=[]), contextlib.redirect_stdout(io.StringIO()):
+        with torch.random.fork_rng(devices=[]):
             torch.onnx.export(
                 wrapped, flat.tensors, message, dynamo=False, do_constant_folding=False, training=mode, opset_version=17,
                 input_names=[f"__input_{i}" for i in range(len(flat.tensors))],
