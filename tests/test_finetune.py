@@ -151,3 +151,31 @@ def test_a_killed_run_goes_on_to_the_same_weights(source: tuple[Path, Path], tmp
     assert 100 <= reached < 500 and not (tmp_path / "broken.onnx").exists()
     go("broken.onnx", "broken", 0)
     assert (tmp_path / "broken.onnx").read_bytes() == (tmp_path / "whole.onnx").read_bytes()
+
+
+def test_a_torch_factory(source: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_factory_of_digits.py").write_text(
+        "import torch\nfrom torch import nn\n\ndef make():\n    torch.manual_seed(0)\n"
+        "    net = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(512, 10)).eval()\n"
+        "    return net, torch.zeros(2, 1, 8, 8)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    found = np.load(source[1])
+    np.savez(tmp_path / "d.npz", input=found["x"][:200], labels=found["labels"][:200])
+    done = call("my_factory_of_digits:make", "--data", tmp_path / "d.npz", "-o", tmp_path / "o.onnx", "--epochs", "6", "--lr", "0.01", "--json")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["after"] > 0.7 and not (tmp_path / "o.plan.json").exists()
+
+
+def test_in_bfloat16(source: tuple[Path, Path]) -> None:
+    code = (
+        "import sys, graphprune as gp; found = gp.finetune(sys.argv[1], sys.argv[2], steps=20, patience=99, precision='bf16'); "
+        "print(found.record['steps'], found.record['after'])\n"
+        "try: gp.finetune(sys.argv[1], sys.argv[2], steps=2)\n"
+        "except gp.GraphPruneError as error: print(error)"
+    )
+    # In a process of its own: Accelerate keeps one precision for all of a process.
+    done = subprocess.run([sys.executable, "-c", code, *map(str, source)], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("20 ") and float(done.stdout.split()[1]) > 0.7
+    assert "Accelerate was set up otherwise in this process" in done.stdout

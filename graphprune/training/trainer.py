@@ -165,9 +165,11 @@ class Trainer:
         precision = recipe.precision
         if precision == "auto":
             precision = "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
-        self.accelerator = Accelerator(
-            cpu=on_cpu(), mixed_precision=precision, kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)]
-        )
+        wrapping = DistributedDataParallelKwargs(find_unused_parameters=True)
+        try:
+            self.accelerator = Accelerator(cpu=on_cpu(), mixed_precision=precision, kwargs_handlers=[wrapping])
+        except ValueError as error:
+            raise UsageError(f"Accelerate was set up otherwise in this process, or lacks this precision: {error}") from error
         self.task, self.data, self.recipe, self.identity, self.progress = task, data, recipe, dict(identity), progress
         self.names = list(module.meta["inputs"])
         self.module = module
