@@ -135,8 +135,8 @@ def finetune(
     parts = Data(samples, batch=chosen.batch, holdout=holdout, seed=seed, labels=labels, most=2048)
     if chosen.norms == "train" and parts.batch < 2:
         raise UsageError("a batch of one sample has no statistics for batch norms: give --norms eval, or a larger --batch")
-    student, outputs = showing(model, [])
-    task = _task(student, outputs, parts, labels, teacher, temperature, weight)
+    student, outputs, logits = showing(model, [])
+    task = _task(student, outputs, logits, parts, labels, teacher, temperature, weight)
     identity = {
         "source": str(loaded.sha256), "data": samples.description, "seed": str(seed),
         "labels": "" if labels is None else hashlib.sha256(labels.tobytes()).hexdigest(),
@@ -155,8 +155,8 @@ def finetune(
 
 
 def _task(
-    student: Any, outputs: Sequence[str], data: Any, labels: np.ndarray[Any, Any] | None, teacher: Any, temperature: float,
-    weight: float,
+    student: Any, outputs: Sequence[str], logits: frozenset[str], data: Any, labels: np.ndarray[Any, Any] | None, teacher: Any,
+    temperature: float, weight: float,
 ) -> Any:  # fmt: skip
     """What is learnt: labels, a teacher's outputs, or both."""
     from graphprune.pipeline import load_any
@@ -166,7 +166,7 @@ def _task(
 
     master = None
     if teacher is not None:
-        module, given = showing(load_any(teacher).model, [])
+        module, given, _ = showing(load_any(teacher).model, [])
         ours, theirs = list(student.meta["inputs"]), list(module.meta["inputs"])
         if ours != theirs or len(given) != len(outputs):
             raise UsageError(
@@ -176,7 +176,7 @@ def _task(
         master = Teacher(module, data, device(), 0)
     if labels is None:
         assert master is not None
-        return Teaching(master, outputs, [], temperature, 0.0)
+        return Teaching(master, outputs, logits, [], temperature, 0.0)
     return Classifying(outputs, labels, master, temperature, weight if master is not None else 0.0)
 
 

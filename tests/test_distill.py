@@ -71,6 +71,22 @@ def test_values_and_features(tmp_path: Path) -> None:
     assert run(model, "steps=10,batch=32,features=0", data).plan.recovery["distill"]["features"] == []
 
 
+def test_a_distribution_at_every_position(tmp_path: Path) -> None:
+    """As a recogniser of text gives: [samples, steps, classes] behind a Softmax."""
+    model = with_weights(
+        """<ir_version: 8, opset_import: ["": 17]>
+        net (float[N, 1, 8, 8] x) => (float[N, 8, 10] y) {
+            a = Conv<pads=[1, 1, 1, 1]>(x, w1)  r = Relu(a)
+            c = Conv(r, w2)  s = Squeeze(c, axis)  t = Transpose<perm=[0, 2, 1]>(s)
+            z = MatMul(t, w3)  y = Softmax<axis=-1>(z)
+        }""",
+        w1=(12, 1, 3, 3), w2=(16, 12, 8, 1), w3=np.random.default_rng(3).standard_normal((16, 10)).astype(np.float32) * np.float32(0.03), axis=np.array([2]),
+    )  # fmt: skip
+    record = run(model, "steps=60,batch=32,lr=0.01", digits(tmp_path / "d.npz")).plan.recovery["distill"]
+    before, after = (record["fidelity"][when]["outputs"]["y"]["kl"] for when in ("before", "after"))
+    assert record["scores"][0][1] == pytest.approx(before, rel=1e-3) and after < 0.8 * before
+
+
 def test_never_worse_than_before(tmp_path: Path) -> None:
     data = digits(tmp_path / "d.npz")
     plain = gp.prune(classifier(), passes=["l1"], rate=0.4, data=data, samples=64)

@@ -152,15 +152,15 @@ class Distill(Pass):
         assert state.cut is not None and state.plan is not None
         values = boundaries(state, state.cut) if self.features else []
         names = [str(value.name) for value in values]
-        student, given = showing(state.cut, names)
-        module, same = showing(state.model, names)
+        student, given, logits = showing(state.cut, names)
+        module, same, _ = showing(state.model, names)
         if given != same:
             raise GraphPruneError(f"source and cut show other values ({given} and {same}). Please report this model")
         outputs = given[: len(state.model.graph.outputs)]
         features = features_of(state, given, [value for value in values if str(value.name) not in outputs])
         trainer: Trainer | None = None
         teacher = Teacher(module, data, device(), int(self.memory * (1 << 30)))
-        task = Teaching(teacher, outputs, features, self.temperature, self.features)
+        task = Teaching(teacher, outputs, logits, features, self.temperature, self.features)
         trainer = Trainer(student, task, data, recipe, self._identity(state, data), state.progress)
         if self.augment == "none":
             teacher.store(state.progress)

@@ -47,33 +47,35 @@ class Feature:
         return teacher
 
 
-def showing(model: ir.Model, names: Sequence[str], *, logits: bool = True) -> tuple[fx.GraphModule, list[str]]:
+def showing(model: ir.Model, names: Sequence[str]) -> tuple[fx.GraphModule, list[str], frozenset[str]]:
     """A model as a module that gives some inner values beside its outputs.
+
+    What goes into a Softmax that makes an output stands in its place: it is the same distribution, and does not saturate.
 
     Parameters
     ----------
     names
         Of values of the main graph.
-    logits
-        What goes into a Softmax that makes an output stands in its place: it is the same distribution, and does not saturate.
 
     Returns
     -------
-    module, names
-        The values that the module gives, in order.
+    module, names, logits
+        The values that the module gives, in order, and those that stand in the place of a distribution.
     """
     clone = model.clone()
     clone.meta.update(model.meta)
     values = {str(v.name): v for node in clone.graph for v in node.outputs}
+    logits = set()
     for place, value in enumerate(tuple(clone.graph.outputs)):
         node = value.producer()
-        if logits and node is not None and node.op_type == "Softmax" and not node.domain and _over_last(node, clone):
+        if node is not None and node.op_type == "Softmax" and not node.domain and _over_last(node, clone):
             before = node.inputs[0]
             if before is not None and before.producer() is not None and not before.is_graph_output():
                 clone.graph.outputs[place] = before
+                logits.add(str(before.name))
     given = {str(v.name) for v in clone.graph.outputs}
     clone.graph.outputs.extend(values[name] for name in names if name not in given)
-    return to_module(clone), [str(v.name) for v in clone.graph.outputs]
+    return to_module(clone), [str(v.name) for v in clone.graph.outputs], frozenset(logits)
 
 
 def _over_last(node: ir.Node, model: ir.Model) -> bool:
@@ -187,6 +189,8 @@ class Teaching:
     ----------
     outputs
         Names of the values that stand for the model's outputs, the first ones that both modules give.
+    logits
+        Those of them that hold classes, whatever they look like.
     temperature
         Softens distributions.
     weight
@@ -196,9 +200,10 @@ class Teaching:
     name = "distill"
 
     def __init__(
-        self, teacher: Teacher, outputs: Sequence[str], features: Sequence[Feature], temperature: float, weight: float
-    ) -> None:
-        self.teacher, self.names, self.features = teacher, outputs, features
+        self, teacher: Teacher, outputs: Sequence[str], logits: frozenset[str], features: Sequence[Feature], temperature: float,
+        weight: float,
+    ) -> None:  # fmt: skip
+        self.teacher, self.names, self.logits, self.features = teacher, outputs, logits, features
         self.temperature, self.weight = temperature, weight
         self.outputs: list[Output] = []
         self.variance: dict[int, float] = {}
@@ -211,7 +216,7 @@ class Teaching:
         for place, name in enumerate(self.names):
             s, t = found[0][0][place], first[place]
             if t.is_floating_point() and t.shape == s.shape and t.numel():
-                kinds[name] = kind_of(t)
+                kinds[name] = "logits" if name in self.logits else kind_of(t)
         if not kinds:
             raise UsageError(
                 f"distillation compares floating-point outputs of the same shape; the model has none ({', '.join(self.names)})"
