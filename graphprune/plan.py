@@ -16,6 +16,8 @@ from graphprune.errors import UsageError
 SCHEMA = 1
 #: Key in ``Value.meta`` of constants that are no tensors of the source file; plans leave them out.
 DERIVED = "graphprune.derived"
+#: Key in ``Value.meta`` of a torch module's own tensors: whether it is a parameter (a buffer else).
+TRAINED = "graphprune.trained"
 
 
 @dataclass

@@ -18,6 +18,7 @@ import graphprune as gp  # noqa: E402
 from graphprune.backends.torch import to_module, update_model  # noqa: E402
 from graphprune.backends.torch_ops.dtypes import from_numpy, to_numpy  # noqa: E402
 from graphprune.frontends.onnx import load  # noqa: E402
+from graphprune.frontends.torch import load_module  # noqa: E402
 from tests.oracle import dim_choices, flat, graph_inputs, make_feeds, rel_error  # noqa: E402
 from tests.oracle_constants import session  # noqa: E402
 from tests.patterns import PATTERNS, Pattern  # noqa: E402
@@ -299,3 +300,39 @@ def test_hardswish_written_out_is_torchs_own() -> None:
     assert [n.target for n in module.graph.nodes if n.op == "call_function"] == [torch.nn.functional.hardswish]
     x = np.linspace(-5, 5, 8, dtype=np.float32).reshape(2, 4)
     assert_close(session(model).run(None, {"x": x}), run(module, [x]), 1e-6)
+
+
+class Mixed(torch.nn.Module):
+    """A bare parameter, a scalar one, a table that is none, groups, dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 8, 3, padding=1)
+        self.norm = torch.nn.BatchNorm2d(8)
+        self.groups = torch.nn.GroupNorm(2, 8)
+        self.shift = torch.nn.Parameter(torch.randn(8, 1, 1))
+        self.scale = torch.nn.Parameter(torch.tensor(1.5))
+        self.register_buffer("table", torch.randn(8, 1, 1))
+        self.fc = torch.nn.Linear(8, 4)
+
+    def forward(self, x: Any) -> Any:
+        x = torch.nn.functional.silu(self.norm(self.conv(x)))
+        x = self.groups(x) * self.scale + self.shift * self.table
+        return self.fc(x.mean((2, 3)))
+
+
+def test_a_torch_module_comes_back_with_its_own_parameters() -> None:
+    source = Mixed().eval()
+    x = torch.randn(2, 3, 6, 6)
+    wanted, same = dict(source.named_parameters()), source(x)
+    module = to_module(load_module(source, (x,)).model)
+    assert dict(module.named_parameters()).keys() == wanted.keys()
+    assert {"table", "norm.running_mean", "norm.running_var"} <= dict(module.named_buffers()).keys()
+    assert torch.allclose(module(x), same, atol=1e-5)
+    assert any("self.fc(" in (n.stack_trace or "") for n in module.graph.nodes)
+    source.train()
+    module.train()
+    source(x).square().sum().backward()
+    module(x).square().sum().backward()
+    for name, parameter in module.named_parameters():
+        assert torch.allclose(parameter.grad, wanted[name].grad, atol=1e-3), name

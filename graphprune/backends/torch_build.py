@@ -25,6 +25,7 @@ from graphprune.backends.torch_ops.registry import LOWERINGS
 from graphprune.backends.torch_state import State, place
 from graphprune.errors import GraphPruneError, ModelError
 from graphprune.evaluate import evaluate
+from graphprune.frontends.torch_source import TRACE
 
 Array = npt.NDArray[Any]
 
@@ -196,8 +197,9 @@ class Builder:
         """Note on an fx node which ONNX node, and which line of the user's code, it comes from."""
         if self.current is not None:
             node.meta["onnx"] = self.current.name or self.current.op_type
-            if _STACK in self.current.metadata_props:
-                node.stack_trace = self.current.metadata_props[_STACK]
+            trace = self.current.meta.get(TRACE) or self.current.metadata_props.get(_STACK)
+            if trace:
+                node.stack_trace = str(trace)
 
     def prune(self) -> None:
         """Drop what nobody uses."""

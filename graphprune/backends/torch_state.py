@@ -14,6 +14,7 @@ from torch import fx, nn
 
 from graphprune.backends.torch_ops.dtypes import FLOATS, is_writable, tensor_of
 from graphprune.frontends.onnx import plan_name
+from graphprune.plan import TRAINED
 
 _KIND = "pkg.torch.export.graph_signature.InputSpec.kind"
 _MASK = 1e4
@@ -74,7 +75,20 @@ _TABLES: dict[str, frozenset[int]] = {
 }
 #: Operators that hand a weight on as it is.
 _THROUGH = frozenset(
-    {"Transpose", "Reshape", "Identity", "Cast", "Unsqueeze", "Squeeze", "Flatten", "Concat", "Slice", "Split", "Pad"}
+    {
+        "Transpose",
+        "Reshape",
+        "Identity",
+        "Cast",
+        "CastLike",
+        "Unsqueeze",
+        "Squeeze",
+        "Flatten",
+        "Concat",
+        "Slice",
+        "Split",
+        "Pad",
+    }
 )
 
 
@@ -87,6 +101,8 @@ def is_trained(value: ir.Value) -> bool:
     const = value.const_value
     if const is None or const.dtype not in FLOATS or const.size == 0:
         return False
+    if TRAINED in value.meta:
+        return bool(value.meta[TRAINED])
     kind = value.metadata_props.get(_KIND)
     if kind in ("PARAMETER", "BUFFER"):
         return kind == "PARAMETER"

@@ -23,7 +23,7 @@ from graphprune.frontends.onnx_normal import normalize
 from graphprune.frontends.torch_export import PREFIX, Export, convert, export, quiet
 from graphprune.frontends.torch_inputs import Flat, Outputs, call_of, flatten
 from graphprune.frontends.torch_source import SCOPE, TRACE, TorchSource
-from graphprune.plan import DERIVED
+from graphprune.plan import DERIVED, TRAINED
 
 _TRACE_PROPERTY = "pkg.torch.onnx.stack_trace"
 _SCOPE_PROPERTY = "pkg.torch.onnx.name_scopes"
@@ -170,6 +170,8 @@ def _loaded(
             value.metadata_props.clear()
             if name not in owned or graph is not model.graph:
                 value.meta[DERIVED] = True
+            else:
+                value.meta[TRAINED] = name in parameters
     model.meta[SOURCE_FILES] = ()
     used = [name for name in model.graph.initializers if name in owned]
     aliases = {name: (name, *(other for other in shared[id(tensors[name])] if other != name)) for name in used}
