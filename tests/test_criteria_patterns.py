@@ -14,7 +14,7 @@ CRITERIA = [
     "l1", "l2", "bn-scale", "lamp", "fpgm", "similarity", "similarity{variant=greedy}", "similarity{variant=closest}",
     "entropy", "entropy{variant=raw,reading=conv}", "entropy{normalize=mean-var,reading=act}", "entropy-luo{bins=10}",
     "hrank", "hrank{reading=bn}", "chip{images=2,positions=32}", "apoz", "variance", "activation", "activation{norm=l2}", "wanda",
-    "gram", "obs", "random",
+    "gram", "obs", "taylor", "group-taylor", "fisher", "random",
 ]  # fmt: skip
 #: Residual, concat, depthwise, grouped, heads and lanes, recurrent, quantised, branches and loops, one- and three-dimensional.
 KINDS = ["resnet_basic", "densenet", "mobilenet_v2", "resnext_block", "mha_fused_split", "gqa_expand_reshape", "lstm", "conv1d", "conv3d",
