@@ -123,18 +123,20 @@ def search(
     trials: list[Trial] = []
     target = amount if amount < 1 else None
     aim = target if target is not None else 0.5
-    tried: set[bytes] = set()
+    shares: dict[bytes, float] = {}
     asked: list[tuple[float, float]] = []
-    for n in range(ROUNDS):
-        state.progress("meeting the latency", n / ROUNDS)
+    for n in range(2 * ROUNDS):
+        state.progress("meeting the latency", n / (2 * ROUNDS))
         dead = solver(aim)
-        if dead.tobytes() in tried:
-            break
-        tried.add(dead.tobytes())
-        trials.append(Trial(dead, clockwork(dead, _RUNS)))
+        name = dead.tobytes()
+        if name not in shares:
+            if len(trials) == ROUNDS:
+                break
+            trials.append(Trial(dead, clockwork(dead, _RUNS)))
+            shares[name] = trials[-1].share
         if target is None:
             target = _share_asked(state, trials[0].medians[0])
-        share = trials[-1].share
+        share = shares[name]
         if abs(share / target - 1) <= NEAR:
             break
         asked.append((aim, share))
