@@ -195,7 +195,7 @@ def program(
         # Linearised around `state`: what all groups save together there, against what they save one by one.
         together = full - price(state)
         alone = sum(float(np.interp(r, c.removed, s)) for r, c, s in zip(state, curves, saving, strict=True))
-        factor = together / alone if alone > 0 else 1.0
+        factor = together / alone if alone > 0 and together > 0 else 1.0
         levels = _knapsack([c.error for c in curves], [s * factor for s in saving], full - target)
         chosen = [int(c.removed[level]) for c, level in zip(curves, levels, strict=True)]
         chosen = _fit_budget(curves, chosen, price, target)

@@ -23,7 +23,7 @@ from graphprune.latency.budget import next_aim
 from graphprune.latency.layers import Micro, parts_of
 from graphprune.latency.measure import timing_feed
 from graphprune.latency.model import within
-from graphprune.latency.steps import Bench, Table, find_step, grid_of, interpolate
+from graphprune.latency.steps import Bench, Table, calmed, find_step, grid_of, interpolate
 from graphprune.options import Options
 from tests.fake_runtime import BLOCK, FakeRuntime, install
 from tests.nets import with_weights
@@ -261,11 +261,16 @@ def test_times_between_those_measured() -> None:
     assert interpolate(table, np.asarray([97.0, 64.0]), 16) == table.full, "nothing is wider than the source"
 
 
+def test_a_disturbed_point_is_no_longer_than_a_wider_layer() -> None:
+    assert calmed(np.asarray([[1.0, 9.0, 3.0], [2.0, 3.0, 4.0]])).tolist() == [[1.0, 3.0, 3.0], [2.0, 3.0, 4.0]]
+
+
 def test_the_next_question_lies_between_the_nearest_answers() -> None:
     assert next_aim([(0.5, 0.6)], 0.5) == pytest.approx(0.5 * 0.5 / 0.6)
     assert next_aim([(0.5, 0.4), (0.6, 0.6)], 0.5) == pytest.approx(0.55)
     assert 0.5 < next_aim([(0.5, 0.4), (0.6, 0.9), (0.58, 0.52)], 0.5) < 0.58
     assert next_aim([(0.5, 5.0)], 0.5) == 0.25, "never more than half at once"
+    assert next_aim([(0.6, 0.1)], 0.5) < 1, "something is always cut"
 
 
 # -- layers alone

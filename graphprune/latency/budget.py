@@ -164,7 +164,7 @@ def next_aim(asked: Sequence[tuple[float, float]], target: float) -> float:
             weight = float(np.clip((target - a) / (b - a), 0.2, 0.8))
             return low + weight * (high - low)
     aim, share = asked[-1]
-    return float(np.clip(aim * np.clip(target / share, 0.5, 2.0), 0.01, 1.0))
+    return float(np.clip(aim * np.clip(target / share, 0.5, 2.0), 0.01, 0.98))
 
 
 def _share_asked(state: State, source: float) -> float:
