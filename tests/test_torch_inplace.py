@@ -314,6 +314,19 @@ def test_recovered_weights_go_into_the_module():
     close([torch.from_numpy(found[0])], call(module, x))
 
 
+def test_a_bias_that_recovery_adds_goes_into_the_module(tmp_path):
+    def make():
+        return nn.Sequential(nn.Linear(6, 24, bias=False), nn.ReLU(), nn.Linear(24, 16, bias=False), nn.ReLU(), nn.Linear(16, 4))
+
+    torch.manual_seed(0)
+    module = make().eval()
+    x = torch.randn(128, 6)
+    result = gp.prune(module, x, passes=["l1", "recover"], rate=0.5)
+    assert result.module is module and module[2].bias is not None and module[0].bias is None
+    result.save(tmp_path / "cut.safetensors")
+    close(call(module, x), call(gp.load(tmp_path / "cut.safetensors", make()), x), 0)
+
+
 def test_a_copy_is_cut_where_asked():
     module, example = build("attention_separate")
     before = snapshot(module)

@@ -190,6 +190,25 @@ def put_values(module: torch.nn.Module, source: TorchSource, cut: ir.Model, slic
         if tuple(new.shape) != tuple(tensor.shape):
             raise Declined(f"tensor '{name}' has shape {list(tensor.shape)} and {list(new.shape)} in the cut graph")
         sliced.put(name, tensor, new.to(dtype=tensor.dtype, device=tensor.device))
+    _put_biases(module, source, cut, sliced)
+
+
+def _put_biases(module: torch.nn.Module, source: TorchSource, cut: ir.Model, sliced: Sliced) -> None:
+    """Give layers without a bias the one that a recovery gave them."""
+    modules = dict(module.named_modules(remove_duplicate=False))
+    for node in cut.graph:
+        for value in node.inputs[2:3] if node.op_type in ("Gemm", "Conv", "ConvTranspose") else ():
+            weight = node.inputs[1]
+            if value is None or value.const_value is None or weight is None or str(value.name) in source.aliases:
+                continue
+            layer = modules.get(str(weight.name).rpartition(".")[0])
+            if layer is None or layer._parameters.get("bias", value) is not None:
+                continue
+            like = layer._parameters.get("weight")
+            array = np.array(value.const_value.numpy(), np.float32)
+            if like is not None and array.ndim == 1:
+                bias = torch.nn.Parameter(torch.from_numpy(array).to(like), requires_grad=like.requires_grad)
+                sliced.add(layer, "bias", bias)
 
 
 @contextlib.contextmanager

@@ -105,6 +105,7 @@ def load(path: str | os.PathLike[str], module: nn.Module, example_inputs: Any = 
             # Indices into an axis that was cut: fewer of them, and other ones.
             if new is not None and new.shape != tensor.shape and not (new.is_floating_point() or name in plan.tensors):
                 sliced.put(name, tensor, new.to(dtype=tensor.dtype, device=tensor.device))
+        _add_parameters(module, tensors, sliced)
         _fill(module, tensors, path)
     except BaseException:
         put_back(undo)
@@ -147,6 +148,16 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
     except (SafetensorError, ValueError) as error:
         raise ModelError(f"{path} is no safetensors file, or is damaged: {error}") from error
     return {**tensors, **{name: tensors[source] for name, source in tied.items() if source in tensors}}
+
+
+def _add_parameters(module: nn.Module, tensors: Mapping[str, torch.Tensor], sliced: Sliced) -> None:
+    """Make room for parameters that a recovery added where the source has None."""
+    for prefix, one in module.named_modules():
+        for name, held in one._parameters.items():
+            new = tensors.get(f"{prefix}.{name}" if prefix else name)
+            if held is None and new is not None:
+                like = next((p for p in one.parameters(recurse=False)), new)
+                sliced.add(one, name, nn.Parameter(torch.empty_like(new, dtype=like.dtype, device=like.device)))
 
 
 def _fill(module: nn.Module, tensors: Mapping[str, torch.Tensor], path: Path) -> None:

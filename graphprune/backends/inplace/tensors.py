@@ -47,6 +47,12 @@ class Sliced:
     _before: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]] = field(default_factory=list)
     _states: list[tuple[dict[Any, Any], Any, Any]] = field(default_factory=list)
     stale: list[str] = field(default_factory=list)
+    _added: list[tuple[torch.nn.Module, str]] = field(default_factory=list)
+
+    def add(self, module: torch.nn.Module, name: str, parameter: torch.nn.Parameter) -> None:
+        """Give a module a parameter where it has None."""
+        self._added.append((module, name))
+        module._parameters[name] = parameter
 
     def cut(self, module: torch.nn.Module, entries: Entries, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Slice everything that a plan names; gradients and optimizer state with it.
@@ -122,7 +128,10 @@ class Sliced:
             tensor.data = data
             if grad is not None:
                 tensor.grad = grad
+        for module, name in self._added:
+            module._parameters[name] = None
         self._before.clear()
+        self._added.clear()
         self._states.clear()
 
 
