@@ -352,6 +352,23 @@ def attention_rotary():
 
 
 @module
+def one_head_scaled_by_its_width():
+    class One(nn.Module):
+        def __init__(self, dim=24):
+            super().__init__()
+            self.dim = dim
+            self.q, self.k, self.v, self.o = (nn.Linear(dim, dim) for _ in range(4))
+
+        def forward(self, v):
+            b, t, _ = v.shape
+            q, k, w = (p(v).view(b, t, 1, self.dim).transpose(1, 2) for p in (self.q, self.k, self.v))
+            y = torch.softmax(q @ k.mT / math.sqrt(self.dim) * self.dim**-0.5, -1) @ w
+            return self.o(y.transpose(1, 2).reshape(b, t, self.dim))
+
+    return Between(One(), 24), x(2, 5, 6)
+
+
+@module
 def shared_config():
     class Config:
         def __init__(self):

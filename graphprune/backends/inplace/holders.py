@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from graphprune.backends.inplace.sizes import KeptScale
+
 Path = tuple[Any, ...]
 #: Attributes that ``nn.Module`` itself keeps.
 _OWN = frozenset(vars(torch.nn.Module()))
@@ -40,12 +42,15 @@ class Slot:
         As it is before the cut.
     holder
         The innermost object that it lies in, and the rest of the path from there: shared objects are known by it.
+    scale
+        What scales are computed from it with: its value before any cut.
     """
 
     module: str
     path: Path
     value: int
     holder: tuple[int, Path]
+    scale: int = 0
 
     def __str__(self) -> str:
         return ".".join(str(part) for part in (*([self.module] if self.module else ()), *self.path))
@@ -57,7 +62,7 @@ def slots(module: torch.nn.Module) -> list[Slot]:
     for name, one in module.named_modules():
 
         def note(path: Path, value: int, holder: tuple[int, Path], name: str = name) -> int:
-            found.append(Slot(name, path, value, holder))
+            found.append(Slot(name, path, int(value), holder, getattr(value, "scale", int(value))))
             return value
 
         _View(one, note).values()
@@ -137,9 +142,9 @@ class _View:
         return out
 
     def _visit(self, value: Any, path: Path, holder: tuple[int, Path], depth: int) -> Any:
-        if type(value) is int:
+        if type(value) in (int, KeptScale):
             new = self.replace(path, value, holder)
-            return value if type(new) is int and new == value else new
+            return value if type(new) in (int, KeptScale) and new == value else new
         if depth > _DEPTH or value is None or isinstance(value, (bool, float, *_SKIPPED)):
             return value
         if isinstance(value, (tuple, list)):
@@ -188,7 +193,7 @@ class _View:
 
 def _frozen(changed: Mapping[str, Any]) -> Any:
     """What tells two sets of changes apart."""
-    return tuple((key, repr(value) if isinstance(value, (int, tuple, list, dict)) else id(value))
+    return tuple((key, type(value).__name__, repr(value) if isinstance(value, (int, tuple, list, dict)) else id(value))
                  for key, value in sorted(changed.items()))  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from graphprune.backends.inplace.attention import adapt, give_back
 from graphprune.backends.inplace.cutting import mend
 from graphprune.backends.inplace.graph import graph_module
 from graphprune.backends.inplace.holders import put_back, slots
+from graphprune.backends.inplace.sizes import KeptScale
 from graphprune.backends.inplace.solve import Call
 from graphprune.backends.inplace.tensors import Sliced, named_tensors
 from graphprune.backends.onnx import Transaction
@@ -118,11 +119,12 @@ def load(path: str | os.PathLike[str], module: nn.Module, example_inputs: Any = 
 def _changes(module: nn.Module, plan: Plan) -> dict[tuple[str, tuple[Any, ...]], int]:
     """The attributes to mend, each of which must be there with the value that it had."""
     found = {(slot.module, tuple(map(str, slot.path))): slot for slot in slots(module)}
-    out = {}
+    out: dict[tuple[str, tuple[Any, ...]], int] = {}
     for entry in plan.attributes.get("mended", ()):
         try:
             key = (str(entry["module"]), tuple(map(str, entry["path"])))
             before, after = int(entry["before"]), int(entry["after"])
+            scale = entry.get("scale")
         except (TypeError, KeyError, ValueError) as error:
             raise UsageError(f"the plan's list of mended attributes is damaged ({error!r}): save the module again") from error
         slot = found.get(key)
@@ -131,7 +133,7 @@ def _changes(module: nn.Module, plan: Plan) -> dict[tuple[str, tuple[Any, ...]],
             raise UsageError(f"{type(module).__name__} has no attribute '{name}', which the plan mends: is it the same class?")
         if slot.value not in (before, after):
             raise UsageError(f"attribute '{name}' is {slot.value}, in the module that was pruned it was {before}")
-        out[slot.module, slot.path] = after
+        out[slot.module, slot.path] = after if scale is None else KeptScale(after, int(scale))
     return out
 
 

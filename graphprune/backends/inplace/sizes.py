@@ -133,6 +133,43 @@ for _name in ("eq", "ne", "lt", "le", "gt", "ge"):
 # Defining comparisons takes the hash away from a class that is built in one go; here it stays, and must equal int's.
 
 
+class KeptScale(int):
+    """A size after a cut, of which the code also computes a scale: there it is what it was before.
+
+    ``x.view(b, t, heads, self.head_dim) / math.sqrt(self.head_dim)`` needs the new size in one place and the old one in
+    the other. As a whole number it is new; where it becomes a floating-point number it is old.
+    """
+
+    scale: int
+
+    def __new__(cls, value: int, scale: int) -> KeptScale:
+        self = super().__new__(cls, value)
+        self.scale = scale
+        return self
+
+    def __float__(self) -> float:
+        return float(self.scale)
+
+    def __pow__(self, other: Any, mod: Any = None) -> Any:
+        if isinstance(other, float) or (isinstance(other, int) and other < 0):
+            return self.scale**other
+        return int.__pow__(int(self), other) if mod is None else int.__pow__(int(self), other, mod)
+
+    def __truediv__(self, other: Any) -> Any:
+        return self.scale / other if isinstance(other, (int, float)) else NotImplemented
+
+    def __rtruediv__(self, other: Any) -> Any:
+        return other / self.scale if isinstance(other, (int, float)) else NotImplemented
+
+    def __mul__(self, other: Any) -> Any:
+        return self.scale * other if isinstance(other, float) else int.__mul__(self, other)
+
+    __rmul__ = __mul__
+
+    def __reduce__(self) -> Any:
+        return KeptScale, (int(self), self.scale)
+
+
 def contains(value: Any) -> bool:
     """Whether an argument of a call holds a `Size`, in tuples, lists, dicts and slices too."""
     if isinstance(value, Size):

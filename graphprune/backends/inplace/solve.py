@@ -16,6 +16,7 @@ import torch
 from graphprune.backends.inplace.expect import Expected, Line
 from graphprune.backends.inplace.holders import Path, Slot, install, put_back, slots
 from graphprune.backends.inplace.layers import follow
+from graphprune.backends.inplace.sizes import KeptScale
 from graphprune.backends.inplace.watch import Recorder, Script, Solver, Stuck, Watch, is_users, module_stack
 from graphprune.frontends.torch_export import left_as_it_was, quiet
 
@@ -164,7 +165,12 @@ class Search:
             if number not in used and values[number] == slot.value and slot.value > 1:
                 values[number] = self._told_size(slot)
         self._agree(values, used)
-        return {(slot.module, slot.path): values[n] for n, slot in enumerate(self.slots) if values[n] != slot.value}
+        assert self.recorder is not None
+        return {
+            (slot.module, slot.path): KeptScale(values[n], slot.scale) if n in self.recorder.scales else values[n]
+            for n, slot in enumerate(self.slots)
+            if values[n] != slot.value
+        }
 
     def _told_size(self, slot: Slot) -> int:
         """The new value of a number that nothing was computed with, where its name and its module leave no doubt."""
@@ -210,6 +216,7 @@ def describe(changes: Mapping[tuple[str, Path], int], before: Sequence[Slot]) ->
     """Changes as they stand in a plan."""
     old = {(slot.module, slot.path): slot.value for slot in before}
     return [
-        {"module": module, "path": list(path), "before": old[module, path], "after": value}
+        {"module": module, "path": list(path), "before": old[module, path], "after": int(value)}
+        | ({"scale": value.scale} if isinstance(value, KeptScale) else {})
         for (module, path), value in changes.items()
     ]
