@@ -322,8 +322,13 @@ class Solver:
             found = self.graph.candidates((*modules, slot.module), slot.value)
             first = found[0] if self.first and now == slot.value and self._settled(found, slot, modules) else now
             options.append(list(dict.fromkeys((first, now, *found))))
-        # Sums of ranks: the likeliest ways first, with few changes.
-        ranks = sorted(itertools.islice(itertools.product(*(range(len(o)) for o in options)), 4096), key=sum)
+        # Sums of ranks: the likeliest ways first, with few changes, and what was changed already not changed back.
+        costs = [
+            [rank + 3 * (option == self.slots[number].value != self.values[number]) for rank, option in enumerate(own)]
+            for number, own in zip(numbers, options, strict=True)
+        ]
+        every = itertools.islice(itertools.product(*(range(len(o)) for o in options)), 4096)
+        ranks = sorted(every, key=lambda way: sum(cost[rank] for cost, rank in zip(costs, way, strict=True)))
         for way in ranks[:_MOST_WAYS]:
             values = list(self.values)
             for number, option, rank in zip(numbers, options, way, strict=True):
