@@ -65,19 +65,22 @@ def fall_back(state: State, reason: str) -> tuple[Any, bool]:
         return to_module(state.cut), False
     proof = proof_of(state)
     result = proof.call(source.module).run()
-    cut = open_batch(state)
-    what = "" if cut is not None else "; it takes the example's batch size only"
-    module = graph_module(cut or state.cut, source.module, source.args, source.kwargs, result, reason)
-    try:
-        proof.check(module, proof.wanted(state.cut), state.cut)
-    except Declined as error:
+    wanted = proof.wanted(state.cut)
+    for cut in (open_batch(state), state.cut):
         if cut is None:
-            raise GraphPruneError(f"{error.told()}: neither the module nor its graph could be cut; use result.ir") from error
-        cut, what = None, "; it takes the example's batch size only"
-        module = graph_module(state.cut, source.module, source.args, source.kwargs, result, reason)
-        proof.check(module, proof.wanted(state.cut), state.cut)
-    state.note(f"the module's own code does not allow the cut, result.module is a graph{what}. {reason}")
-    return module, cut is not None
+            continue
+        try:
+            module = graph_module(cut, source.module, source.args, source.kwargs, result, reason)
+            proof.check(module, wanted, state.cut)
+        except Exception as error:  # of torch's, of any kind; the graph for the example's own sizes is tried next
+            failed = error
+            continue
+        is_open = cut is not state.cut
+        what = "" if is_open else "; it takes the example's batch size only"
+        state.note(f"the module's own code does not allow the cut, result.module is a graph{what}. {reason}")
+        return module, is_open
+    told = " ".join(f"{type(failed).__name__}: {failed}".split())
+    raise GraphPruneError(f"neither the module ({reason}) nor its graph ({told}) could be cut; use result.ir")
 
 
 def open_batch(state: State) -> ir.Model | None:
@@ -95,6 +98,6 @@ def open_batch(state: State) -> ir.Model | None:
             known = state.cut.graph.initializers.get(name)
             if known is not None and known.const_value is not None and name in source.aliases:
                 value.const_value = ir.Tensor(np.array(known.const_value.numpy()), name=name)
-    except GraphPruneError:
+    except Exception:  # an open size may fail anywhere in torch
         return None
     return again.cut
