@@ -234,7 +234,7 @@ def frozen_parameters() -> nn.Module:
     return module
 
 
-@pattern(IMAGE, cut="0 3 5", name="SequentialWithNames")
+@pattern(IMAGE, cut="0 3 7", name="SequentialWithNames")
 def sequential() -> nn.Module:
     return nn.Sequential(conv(3, 12), nn.ReLU(), nn.Identity(), conv(12, 16), nn.Mish(), *head(16))
 

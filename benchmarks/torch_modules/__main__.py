@@ -1,0 +1,119 @@
+"""Command line: ``python -m benchmarks.torch_modules patterns|transformers|speed|report``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import sys
+import time
+import traceback
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from benchmarks.torch_modules import sources
+
+CACHE = Path(__file__).resolve().parents[1] / ".cache" / "torch_modules"
+LIMIT = {"patterns": 60.0, "transformers": 240.0}
+TOOLS = ("graphprune", "torch-pruning")
+
+
+def work(tool: str, kind: str, name: str, pipe: Connection) -> None:
+    """One case in a process of its own."""
+    import warnings
+
+    import torch
+
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)
+    make = sources.maker(kind, name)
+    try:
+        if tool == "graphprune":
+            from benchmarks.torch_modules import ours
+            from tests.torch_patterns import PATTERNS
+
+            pipe.send(ours.run(make, batch=kind != "patterns" or PATTERNS[name].batch))
+        else:
+            from benchmarks.torch_modules import peer
+
+            pipe.send(peer.run(make))
+    except BaseException:
+        pipe.send({"verdict": "crash", "why": "outside: " + traceback.format_exc()[-300:]})
+
+
+def isolated(tool: str, kind: str, name: str) -> dict[str, Any]:
+    """Run a case with a time limit: a hang or a crash of one leaves the others alone."""
+    context = multiprocessing.get_context("fork")  # what is imported once serves all
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=work, args=(tool, kind, name, sender))
+    start = time.perf_counter()
+    process.start()
+    sender.close()
+    try:
+        found: dict[str, Any] = (
+            receiver.recv()
+            if receiver.poll(LIMIT[kind])
+            else {"verdict": "hang", "why": f"no end after {LIMIT[kind]:g} s"}
+        )
+    except EOFError:
+        found = {"verdict": "crash", "why": "the process died"}
+    process.kill()
+    process.join()
+    return {**found, "total": round(time.perf_counter() - start, 1)}
+
+
+def sweep(kind: str, names: list[str], tools: list[str], force: bool) -> None:
+    """Run cases that have no result yet, and keep the results."""
+    import onnx_ir  # noqa: F401 (imported before the forks)
+    import onnxruntime  # noqa: F401
+    import torch
+
+    torch.set_num_threads(1)
+    everything = sources.patterns() if kind == "patterns" else sources.transformers_models()
+    unknown = [name for name in names if name not in everything]
+    if unknown:
+        sys.exit(f"unknown: {', '.join(unknown)}")
+    path = CACHE / f"{kind}.json"
+    CACHE.mkdir(parents=True, exist_ok=True)
+    for name in names or everything:
+        for tool in tools:
+            table = json.loads(path.read_text()) if path.exists() else {}
+            if not force and tool in table.get(name, {}):
+                continue
+            found = isolated(tool, kind, name)
+            table.setdefault(name, {})[tool] = found
+            path.write_text(json.dumps(table, indent=1))
+            why = found.get("why") or "; ".join(
+                f"{m}: {found[m]['why']}" for m in ("half", "exact") if found.get(m, {}).get("why")
+            )
+            print(f"{name:28} {tool:14} {found['verdict']:8} {found['total']:6.1f} s  {why[:300]}", flush=True)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.torch_modules", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for kind in LIMIT:
+        one = commands.add_parser(kind)
+        one.add_argument("names", nargs="*")
+        one.add_argument("--tool", choices=TOOLS, action="append")
+        one.add_argument("--force", action="store_true", help="also what has a result")
+    speed = commands.add_parser("speed", help="wall time and peak memory of whole processes")
+    speed.add_argument("models", nargs="*")
+    commands.add_parser("report", help="the tables of docs/benchmarks.md")
+    options = parser.parse_args()
+    if options.command == "speed":
+        from benchmarks.torch_modules.speed import side_by_side
+
+        side_by_side(options.models)
+    elif options.command == "report":
+        from benchmarks.torch_modules.report import tables
+
+        print(tables(CACHE))
+    else:
+        sweep(options.command, options.names, options.tool or list(TOOLS), options.force)
+
+
+if __name__ == "__main__":
+    main()
