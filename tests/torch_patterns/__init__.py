@@ -3,7 +3,20 @@
 Needs torch: import it behind ``pytest.importorskip("torch")``.
 """
 
-from tests.torch_patterns import attention, convnets, interfaces, movement, norms, sequences, vision, weights
+from tests.torch_patterns import (
+    attention,
+    convnets,
+    generators,
+    graphs,
+    interfaces,
+    movement,
+    norms,
+    reductions,
+    sequences,
+    shared,
+    vision,
+    weights,
+)
 from tests.torch_patterns.base import PATTERNS, TorchPattern
 
 __all__ = [
@@ -11,10 +24,14 @@ __all__ = [
     "TorchPattern",
     "attention",
     "convnets",
+    "generators",
+    "graphs",
     "interfaces",
     "movement",
     "norms",
+    "reductions",
     "sequences",
+    "shared",
     "vision",
     "weights",
 ]

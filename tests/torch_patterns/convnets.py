@@ -277,35 +277,3 @@ class TwoGroupCountsOnOneResidual(nn.Module):
         x = F.relu(self.stem(x))
         x = x + self.g2(x)
         return self.last(F.relu(x + self.g4(x)))
-
-
-@pattern(IMAGE, cut="a up last")
-class Transposed(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.up, self.bn = conv(3, 16, stride=2), nn.ConvTranspose2d(16, 12, 4, 2, 1), nn.BatchNorm2d(12)
-        self.last = conv(12, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.last(F.leaky_relu(self.bn(self.up(self.a(x))), 0.1))
-
-
-@pattern(IMAGE, cut="a up last")
-class GroupedTransposed(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.up, self.last = conv(3, 16), nn.ConvTranspose2d(16, 12, 2, 2, groups=4), conv(12, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.last(F.relu(self.up(F.relu(self.a(x)))))
-
-
-@pattern(IMAGE, cut="a b c last")
-class DilatedStrided(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b = conv(3, 16, dilation=2, padding=2), conv(16, 16, 5, stride=2)
-        self.c, self.last = nn.Conv2d(16, 12, 3, padding="same", padding_mode="reflect"), conv(12, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.last(F.silu(self.c(F.gelu(self.b(F.elu(self.a(x)))))))
