@@ -17,6 +17,8 @@ import onnx_ir
 import onnxruntime
 import torch
 from torch import Tensor, nn
+from torch.nn import utils
+from torch.nn.utils import parametrize
 from torch.utils import _pytree as pytree
 
 Kept = dict[str, dict[int, list[int]]]
@@ -90,24 +92,56 @@ def kept_of(plan: Any) -> Kept:
 
 @torch.no_grad()
 def mask(module: nn.Module, kept: Kept, buffers: bool = True) -> None:
-    """Zero what ``kept`` leaves out, in place."""
-    done = set()
+    """Zero what ``kept`` leaves out, in place.
+
+    What a weight is divided by (its norm, its spread) is part of the trained weight: weight norm and spectral norm are
+    made plain first, and a module that computes such a weight itself takes the mask as ``mask_<tensor>``.
+    """
+    kept = made_plain(module, kept)
     parameters = dict(module.named_parameters(remove_duplicate=False))
+    done = set()
     for name, tensor in tensors(module).items():
         if name not in kept or not tensor.is_floating_point() or name.endswith("running_var"):
             continue
-        if name not in parameters and not buffers:
-            continue
-        if id(tensor) in done:
+        if id(tensor) in done or (name not in parameters and not buffers):
             continue
         done.add(id(tensor))
-        # v / |v| has no value for a direction of zeros: its length, the other tensor, is zeroed instead.
-        direction = name.endswith(("weight_v", "parametrizations.weight.original1"))
+        owner, _, leaf = name.rpartition(".")
+        holder = module.get_submodule(owner)
+        target = torch.ones_like(tensor) if hasattr(holder, f"mask_{leaf}") else tensor
         for axis, alive in kept[name].items():
-            if direction and axis == 0:
-                continue
             gone = sorted(set(range(tensor.shape[axis])) - set(alive))
-            tensor.index_fill_(axis, torch.tensor(gone, dtype=torch.int64), 0)
+            target.index_fill_(axis, torch.tensor(gone, dtype=torch.int64), 0)
+        if target is not tensor:
+            setattr(holder, f"mask_{leaf}", target)
+
+
+def made_plain(module: nn.Module, kept: Kept) -> Kept:
+    """Take weight norm and spectral norm off, leaving the weight they give; ``kept`` under its name."""
+    plain = dict(kept)
+    for name, child in list(module.named_modules()):
+        stem = f"{name}." if name else ""
+        if parametrize.is_parametrized(child, "weight"):
+            kinds = {type(p).__name__ for p in child.parametrizations["weight"]}  # type: ignore[union-attr, index]
+            if kinds <= {"_WeightNorm", "_SpectralNorm"}:
+                parametrize.remove_parametrizations(child, "weight", leave_parametrized=True)
+                direction = "original1" if "_WeightNorm" in kinds else "original"
+                _rename(plain, f"{stem}parametrizations.weight.", direction, f"{stem}weight")
+        elif hasattr(child, "weight_v") and hasattr(child, "weight_g"):
+            utils.remove_weight_norm(child)
+            _rename(plain, f"{stem}weight_", "v", f"{stem}weight")
+        elif hasattr(child, "weight_orig") and hasattr(child, "weight_u"):
+            utils.remove_spectral_norm(child)
+            _rename(plain, f"{stem}weight_", "orig", f"{stem}weight")
+    return plain
+
+
+def _rename(kept: Kept, prefix: str, leaf: str, name: str) -> None:
+    found = kept.get(prefix + leaf)
+    for old in [key for key in kept if key.startswith(prefix)]:
+        del kept[old]
+    if found is not None:
+        kept[name] = found
 
 
 def norms_over_kept(module: nn.Module, kept: Kept) -> None:

@@ -95,12 +95,12 @@ class ChecksItsSizes(nn.Module):
         return self.layers[1](F.relu(y))
 
 
-@pattern(ROWS, name="NothingToCut", refusal="nothing is prunable", cut="")
+@pattern(ROWS, name="NothingToCut", refusal="nothing is prunable")
 def nothing() -> nn.Module:
     return nn.Linear(10, 3)
 
 
-@pattern(ROWS, name="DataDependentBranch", refusal="", cut="")
+@pattern(ROWS, name="DataDependentBranch", refusal="torch cannot export")
 class DataDependent(Two):
     """Which path is taken depends on the data: torch cannot export it."""
 

@@ -142,7 +142,7 @@ class DynamicSizes(nn.Module):
         return self.b(F.interpolate(y, size=x.shape[2:], mode="nearest"))
 
 
-@pattern(ROWS, cut="a b")
+@pattern(ROWS, cut="a b", inexact=True)
 class DetachedBranch(Two):
     def forward(self, x: Tensor) -> Tensor:
         y = self.hidden(x)

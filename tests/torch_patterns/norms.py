@@ -102,10 +102,11 @@ class UnitLength(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.a, self.b, self.w = nn.Linear(10, 20), nn.Linear(20, 16), nn.Parameter(torch.randn(5, 16))
+        self.mask_w: Tensor | float = 1.0  # for the judge: the length of w is part of the trained weight
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.b(F.relu(self.a(x)))
-        return F.linear(F.normalize(x, dim=-1), F.normalize(self.w, dim=-1)) * 4
+        return F.linear(F.normalize(x, dim=-1), F.normalize(self.w, dim=-1) * self.mask_w) * 4
 
 
 @pattern(IMAGE, cut="a b")

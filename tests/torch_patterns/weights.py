@@ -61,7 +61,7 @@ class Symmetric(nn.Module):
         return w.triu() + w.triu(1).mT
 
 
-@pattern(ROWS, cut="a out")
+@pattern(ROWS, cut="b out")
 class ParametrizedSymmetric(nn.Module):
     """A parametrisation of the user's own on the layer between."""
 
@@ -138,10 +138,13 @@ class FunctionalConv(nn.Module):
 class StandardConv(nn.Conv2d):
     """Weight standardisation: every filter loses its mean and its scale."""
 
+    mask_weight: Tensor | float = 1.0  # for the judge: what a filter is divided by is part of the trained weight
+
     def forward(self, x: Tensor) -> Tensor:
         w = self.weight
         w = w - w.mean((1, 2, 3), keepdim=True)
         w = w / (w.std((1, 2, 3), keepdim=True) + 1e-5)
+        w = w * self.mask_weight
         return F.conv2d(x, w, self.bias, self.stride, self.padding, self.dilation, self.groups)
 
 
