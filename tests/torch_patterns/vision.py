@@ -253,3 +253,18 @@ class Siamese(nn.Module):
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         a, b = (self.net(t).mean((2, 3)) for t in (a, b))
         return self.last((a - b).abs())
+
+
+@pattern((2, 16, 6, 6), cut="q k v o")
+class NonLocal(nn.Module):
+    """Attention over pixels with 1 x 1 convolutions, beside a residual from the raw input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.o = conv(16, 8, 1), conv(16, 8, 1), conv(16, 12, 1), conv(12, 16, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, _, h, w = x.shape
+        q, k, v = (layer(x).flatten(2) for layer in (self.q, self.k, self.v))
+        s = torch.bmm(q.transpose(1, 2), k).softmax(-1)
+        return x + self.o(torch.bmm(v, s.transpose(1, 2)).view(b, -1, h, w))
