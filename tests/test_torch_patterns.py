@@ -60,6 +60,6 @@ def test_pattern(pattern: TorchPattern, mode: str) -> None:
 
 
 def test_there_are_enough_patterns() -> None:
-    assert len(PATTERNS) >= 190
+    assert len(PATTERNS) >= 195
     assert sum(bool(p.cut) for p in PATTERNS.values()) >= 180
     assert sum(p.refusal is not None for p in PATTERNS.values()) <= 0.03 * len(PATTERNS)

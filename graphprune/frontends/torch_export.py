@@ -24,6 +24,7 @@ from torch.nn.utils import parametrize
 
 from graphprune.errors import ExportError
 from graphprune.frontends.onnx import load
+from graphprune.frontends.torch_bag import without_loops
 from graphprune.frontends.torch_decompose import prepare
 from graphprune.frontends.torch_inputs import Flat, Outputs, outputs_of
 
@@ -242,6 +243,7 @@ def convert(program: Any) -> ir.Model:
     The exporter decomposes every program first, which traces it once more and takes half of the time. Most programs hold
     only operators that it knows, and nothing is decomposed then: such a program is handed back as it is.
     """
+    program = without_loops(program)
     thorough = program.run_decompositions
 
     def decompose(table: Any = None, **options: Any) -> Any:

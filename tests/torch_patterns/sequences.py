@@ -157,6 +157,26 @@ class Bag(nn.Module):
         return self.out(F.relu(self.fc(self.bag(x))))
 
 
+@pattern(ids(40, 11), lambda: torch.tensor([0, 4, 4, 9]), cut="bag fc", batch=False)
+class BagsOfOwnLengths(nn.Module):
+    """One of them empty; a row that counts for nothing."""
+
+    mode = "sum"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bag = nn.EmbeddingBag(40, 16, mode=self.mode, padding_idx=3)
+        self.fc, self.out = nn.Linear(16, 12), nn.Linear(12, 4)
+
+    def forward(self, x: Tensor, starts: Tensor) -> Tensor:
+        return self.out(F.relu(self.fc(self.bag(x, starts))))
+
+
+@pattern(ids(40, 11), lambda: torch.tensor([0, 4, 4, 9]), cut="bag fc", batch=False)
+class BagsMaximum(BagsOfOwnLengths):
+    mode = "max"
+
+
 @pattern(ids(40, 2, 9), ids(3, 2, 9), cut="word kind fc")
 class SummedTables(nn.Module):
     """Word, kind and position, the last a parameter sliced to the length."""

@@ -75,15 +75,15 @@ class ParameterLists(nn.Module):
         return x
 
 
-@pattern(ROWS, cut="parts.in layers.0 parts.last")
+@pattern(ROWS, cut="parts.first layers.0 parts.last")
 class Containers(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.parts = nn.ModuleDict({"in": nn.Linear(10, 16), "act": nn.ReLU(), "last": nn.Linear(16, 3)})
+        self.parts = nn.ModuleDict({"first": nn.Linear(10, 16), "act": nn.ReLU(), "last": nn.Linear(16, 3)})
         self.layers = nn.ModuleList([nn.Linear(16, 16), nn.Linear(16, 16)])
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.parts["in"](x)
+        x = self.parts["first"](x)
         for layer in self.layers[::-1]:
             x = x + self.parts["act"](layer(x))
         return self.parts["last"](x)
