@@ -57,6 +57,11 @@ def transformers_model(name: str) -> Made:
     if hasattr(module.config, "use_cache"):
         module.config.use_cache = False
     randomise(module)
+    for key, buffer in module.named_buffers():
+        if key.endswith("running_mean"):
+            buffer.add_(torch.randn_like(buffer) * 0.2)
+        elif key.endswith("running_var"):
+            buffer.mul_(torch.rand_like(buffer) + 0.5)
     module.eval()
     return module, (), kwargs
 

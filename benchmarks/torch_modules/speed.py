@@ -111,7 +111,8 @@ def side_by_side(names: list[str], runs: int = 2) -> None:
         done = {tool: [r for r in results if "failed" not in r] for tool, results in found.items()}
         if all(done.values()):
             ours, theirs = (
-                {k: statistics.median(r[k] for r in rs) for k in ("seconds", "cpu", "whole", "peak")} for rs in done.values()
+                {k: statistics.median(r[k] for r in rs) for k in ("seconds", "cpu", "whole", "peak")}
+                for rs in done.values()
             )
             print(f"| {name} | {ours['seconds']:.1f} s | {theirs['seconds']:.1f} s | {ours['seconds'] / theirs['seconds']:.2f} | "
                   f"{ours['peak']:.0f} MB | {theirs['peak']:.0f} MB | {ours['peak'] / theirs['peak']:.2f} |", flush=True)  # fmt: skip
