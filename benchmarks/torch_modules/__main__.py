@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import multiprocessing
 import signal
@@ -70,27 +71,51 @@ def isolated(tool: str, kind: str, name: str) -> dict[str, Any]:
     return {**found, "total": round(time.perf_counter() - start, 1)}
 
 
-def sweep(kind: str, names: list[str], tools: list[str], force: bool) -> None:
-    """Run cases that have no result yet, and keep the results."""
-    import onnx_ir  # noqa: F401 (imported before the forks)
+def read(path: Path) -> dict[str, Any]:
+    """The results so far."""
+    return dict(json.loads(path.read_text())) if path.exists() else {}
+
+
+def note(path: Path, name: str, tool: str, found: dict[str, Any]) -> None:
+    """Keep a result; several sweeps may write to one file."""
+    with path.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        table = read(path)
+        table.setdefault(name, {})[tool] = found
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(table, indent=1))
+        part.replace(path)
+
+
+def warm_up() -> None:
+    """What the first export of a process has to load, loaded before the forks."""
     import onnxruntime  # noqa: F401
     import torch
+    import torch_pruning  # noqa: F401
+
+    import graphprune as gp  # noqa: F401
+    from graphprune.frontends.torch import load_module
 
     torch.set_num_threads(1)
+    load_module(torch.nn.Linear(2, 2), torch.zeros(1, 2))
+
+
+def sweep(kind: str, names: list[str], tools: list[str], force: bool, shard: tuple[int, int]) -> None:
+    """Run cases that have no result yet, and keep the results."""
     everything = sources.patterns() if kind == "patterns" else sources.transformers_models()
     unknown = [name for name in names if name not in everything]
     if unknown:
         sys.exit(f"unknown: {', '.join(unknown)}")
+    warm_up()
     path = CACHE / f"{kind}.json"
     CACHE.mkdir(parents=True, exist_ok=True)
-    for name in names or everything:
+    part, parts = shard
+    for name in (names or everything)[part::parts]:
         for tool in tools:
-            table = json.loads(path.read_text()) if path.exists() else {}
-            if not force and tool in table.get(name, {}):
+            if not force and tool in read(path).get(name, {}):
                 continue
             found = isolated(tool, kind, name)
-            table.setdefault(name, {})[tool] = found
-            path.write_text(json.dumps(table, indent=1))
+            note(path, name, tool, found)
             why = found.get("why") or "; ".join(
                 f"{m}: {found[m]['why']}" for m in ("half", "exact") if found.get(m, {}).get("why")
             )
@@ -105,6 +130,7 @@ def main() -> None:
         one = commands.add_parser(kind)
         one.add_argument("names", nargs="*")
         one.add_argument("--tool", choices=TOOLS, action="append")
+        one.add_argument("--shard", default="0/1", help="of so many parts the n-th, counted from 0: 0/2")
         one.add_argument("--force", action="store_true", help="also what has a result")
     speed = commands.add_parser("speed", help="wall time and peak memory of whole processes")
     speed.add_argument("models", nargs="*")
@@ -119,7 +145,9 @@ def main() -> None:
 
         print(tables(CACHE))
     else:
-        sweep(options.command, options.names, options.tool or list(TOOLS), options.force)
+        part, _, parts = options.shard.partition("/")
+        shard = (int(part), int(parts))
+        sweep(options.command, options.names, options.tool or list(TOOLS), options.force, shard)
 
 
 if __name__ == "__main__":

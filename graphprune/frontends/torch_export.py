@@ -90,7 +90,9 @@ def quiet() -> Iterator[None]:
     """No warnings and log lines of torch: what is of use to the user is in the errors."""
     logger = logging.getLogger("torch")
     level = logger.level
-    children = [logging.getLogger(name) for name in list(logging.root.manager.loggerDict) if name.startswith("torch.")]
+    known = [one for name, one in logging.root.manager.loggerDict.items() if name.startswith("torch.")]
+    # The others follow; every level that is set empties the caches of all loggers.
+    children = [one for one in known if isinstance(one, logging.Logger) and one.level != logging.NOTSET]
     levels = [child.level for child in children]
     # Where it cannot go on, torch prints the graph so far.
     unseen = io.StringIO()
