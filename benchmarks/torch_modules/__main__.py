@@ -87,7 +87,7 @@ def note(path: Path, name: str, tool: str, found: dict[str, Any]) -> None:
         part.replace(path)
 
 
-def warm_up() -> None:
+def warm_up(kind: str) -> None:
     """What the first export of a process has to load, loaded before the forks."""
     import onnxruntime  # noqa: F401
     import torch
@@ -98,6 +98,16 @@ def warm_up() -> None:
 
     torch.set_num_threads(1)
     load_module(torch.nn.Linear(2, 2), torch.zeros(1, 2))
+    if kind == "transformers":
+        import transformers
+
+        config = transformers.LlamaConfig(
+            hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, vocab_size=9
+        )
+        load_module(
+            transformers.LlamaForCausalLM(config),
+            {"input_ids": torch.zeros(1, 3, dtype=torch.int64), "use_cache": False},
+        )
 
 
 def sweep(kind: str, names: list[str], tools: list[str], force: bool, shard: tuple[int, int]) -> None:
@@ -106,7 +116,7 @@ def sweep(kind: str, names: list[str], tools: list[str], force: bool, shard: tup
     unknown = [name for name in names if name not in everything]
     if unknown:
         sys.exit(f"unknown: {', '.join(unknown)}")
-    warm_up()
+    warm_up(kind)
     path = CACHE / f"{kind}.json"
     CACHE.mkdir(parents=True, exist_ok=True)
     part, parts = shard

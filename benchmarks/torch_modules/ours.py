@@ -50,6 +50,6 @@ def once(make: Make, exact: bool, batch: bool) -> dict[str, Any]:
         return {"verdict": "crash", "why": f"judging: {told(error)}", **facts}
     facts |= {
         "error": judged.error, "effect": judged.effect, "proved": judged.exact, "lanes": judged.lanes,
-        "graph": judged.graph, "why": "; ".join(judged.problems)[:400],
+        "graph": judged.graph, "closed": judged.closed, "why": "; ".join(judged.problems)[:400],
     }  # fmt: skip
     return {"verdict": "wrong" if judged.problems else "exact", **facts}

@@ -29,6 +29,7 @@ def table(kind: str, results: dict[str, Any]) -> str:
         lines.append(f"- {tool}, {len(both)} {kind}: {said}.")
     kept = [r["graphprune"]["half"]["params"] for r in both.values() if "params" in r["graphprune"].get("half", {})]
     graphs = sum(bool(r["graphprune"].get("half", {}).get("graph")) for r in both.values())
+    closed = sum(bool(r["graphprune"].get("half", {}).get("closed")) for r in both.values())
     if kept:
         lines.append(
             f"- graphprune: median share of parameters kept {statistics.median(kept):.3f}; {graphs} came back as a graph."

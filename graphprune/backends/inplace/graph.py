@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 from graphprune.backends.torch import to_module
+from graphprune.backends.torch_state import is_trained
+from graphprune.frontends.onnx import plan_name
 from graphprune.frontends.torch_inputs import Flat, Slot, Tree, flatten, outputs_of, take_tree
 
 _DEPTH = 8
@@ -96,9 +98,23 @@ def graph_module(
     count = len(cut.graph.outputs)
     results = template(result, given[:count])
     signature = inspect.signature(module.forward)
-    out = CutGraph(to_module(cut), signature, flat, results, reason)
+    graph = to_module(cut, trainable=trained_in(cut, module))
+    made = dict(graph.named_parameters(remove_duplicate=False))
+    for name, source in module.named_parameters(remove_duplicate=False):
+        parameter = made.get(graph.meta["names"].get(name, ""))
+        if parameter is not None:
+            parameter.requires_grad_(source.requires_grad)
+    out = CutGraph(graph, signature, flat, results, reason)
     out.train(module.training)
     return out
+
+
+def trained_in(cut: ir.Model, module: nn.Module) -> set[str]:
+    """Names of initializers that become parameters: what is none in the module becomes none, saved with it or not."""
+    parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+    buffers = {name for name, _ in module.named_buffers(remove_duplicate=False)}
+    named = {plan_name(value): value for value in cut.graph.initializers.values()}
+    return {n for n, value in named.items() if n in parameters or (n not in buffers and is_trained(value))}
 
 
 def template(value: Any, tensors: Sequence[torch.Tensor], depth: int = 0) -> Any:
