@@ -32,7 +32,8 @@ def table(kind: str, results: dict[str, Any]) -> str:
     closed = sum(bool(r["graphprune"].get("half", {}).get("closed")) for r in both.values())
     if kept:
         lines.append(
-            f"- graphprune: median share of parameters kept {statistics.median(kept):.3f}; {graphs} came back as a graph."
+            f"- graphprune: median share of parameters kept {statistics.median(kept):.3f}; {graphs} came back as a graph, "
+            f"{closed} of them for the example's batch size only."
         )
     lines += [
         "",

@@ -25,6 +25,7 @@ class TorchPattern:
     batch : the batch is the first axis of every tensor input, and may have another size.
     refusal : text of the refusal that is expected, where nothing may be cut.
     inexact : every unit passes through a normalisation or the like: ``exact=True`` may refuse with "nothing is prunable".
+    copies : the module can be copied by ``copy.deepcopy``.
     """
 
     name: str
@@ -37,6 +38,7 @@ class TorchPattern:
     inexact: bool = False
     tolerance: float = 1e-4
     dynamic: bool = False
+    copies: bool = True
 
     def make(self) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
         """The source with lifelike weights in evaluation mode, and its example inputs; the same at every call."""

@@ -13,7 +13,7 @@ IMAGE = (2, 3, 8, 8)
 ROWS = (4, 10)
 
 
-@pattern(IMAGE, cut="a b")
+@pattern(IMAGE, cut="a b", copies=False)
 class WeightNormOld(nn.Module):
     """The hook of old: ``weight_g`` and ``weight_v``."""
 
