@@ -15,7 +15,13 @@ from tests import torch_oracle  # noqa: E402
 from tests.torch_patterns import PATTERNS, TorchPattern  # noqa: E402
 
 MODES = {"half": False, "exact": True}
-CASES = [pytest.param(p, mode, id=f"{name}-{mode}") for name, p in PATTERNS.items() for mode in MODES]
+#: Every fourth pattern in every run, fewer in both modes; all of them with ``-m slow`` as well.
+OFTEN = {"half": 4, "exact": 20}
+CASES = [
+    pytest.param(p, mode, id=f"{p.name}-{mode}", marks=[pytest.mark.slow] if i % OFTEN[mode] else [])
+    for i, p in enumerate(PATTERNS.values())
+    for mode in MODES
+]
 
 
 @pytest.fixture(autouse=True)

@@ -100,7 +100,7 @@ def measure(tool: str, name: str) -> dict[str, Any]:
     return {**json.loads(lines[-1]), "whole": whole}
 
 
-def side_by_side(names: list[str], runs: int = 2) -> None:
+def side_by_side(names: list[str], runs: int = 1) -> None:
     """Both tools in turns; the medians, and graphprune's share of the other's."""
     for name in names or MODELS:
         found: dict[str, list[dict[str, Any]]] = {"graphprune": [], "torch-pruning": []}

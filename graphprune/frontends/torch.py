@@ -123,9 +123,10 @@ def _is_open(model: ir.Model, flat: Flat, batched: Sequence[bool]) -> bool:
 
 def _load_program(program: torch.export.ExportedProgram, example_inputs: Any) -> Loaded:
     args, kwargs = program.example_inputs or ((), {})
+    module = program.module(check_guards=False)  # called as the source was; the graph itself takes the weights as well
     if example_inputs is not None:
-        args, kwargs = call_of(program.graph_module, example_inputs)
-    flat = flatten(program.graph_module, tuple(args), kwargs)
+        args, kwargs = call_of(module, example_inputs)
+    flat = flatten(module, tuple(args), kwargs)
     with torch.no_grad(), quiet():
         try:
             result = Export(convert(program), program, None)
@@ -197,6 +198,10 @@ def _shared(tensors: Mapping[str, torch.Tensor]) -> dict[int, list[str]]:
 def _own_weights(model: ir.Model, tensors: Mapping[str, torch.Tensor], prefix: str) -> set[str]:
     """Give initializers the module's own names and its own memory; the names."""
     owned: set[str] = set()
+    for node in model.graph.all_nodes():
+        for output in node.outputs:
+            if output.name in tensors:  # a buffer called "index" beside what aten.index gives
+                output.name = f"{output.name}.computed"
     for value in list(model.graph.initializers.values()):
         name = str(value.name).removeprefix(prefix)
         if name not in tensors:

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import dataclasses
 import functools
+import hashlib
 import io
 import logging
 import math
@@ -208,7 +209,7 @@ def traced(wrapped: Flattened, flat: Flat, shapes: Sequence[Any] | None) -> Expo
     message = io.BytesIO()
     mode = torch.onnx.TrainingMode.PRESERVE  # in eval mode it merges norms into convolutions
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), told_apart(held):
             torch.onnx.export(
                 wrapped, flat.tensors, message, dynamo=False, do_constant_folding=False, training=mode, opset_version=17,
                 input_names=[f"__input_{i}" for i in range(len(flat.tensors))],
@@ -225,6 +226,32 @@ def traced(wrapped: Flattened, flat: Flat, shapes: Sequence[Any] | None) -> Expo
     _restore_inputs(model, flat)
     note = "traced by TorchScript: where forward decides by values, the graph holds what it decided for the example inputs"
     return Export(model, None, wrapped.outputs, [note])
+
+
+@contextlib.contextmanager
+def told_apart(tensors: Sequence[torch.Tensor]) -> Iterator[None]:
+    """No two of the floating-point tensors are equal inside.
+
+    TorchScript's exporter makes one weight of those that are equal, as the layers of a new ``nn.TransformerEncoder`` are:
+    all but one would lose their names, and be tied from then on.
+    """
+    seen: dict[Any, int] = {}
+    changed: list[tuple[torch.Tensor, torch.Tensor]] = []
+    for tensor in tensors:
+        if not tensor.is_floating_point() or not tensor.numel():
+            continue
+        values = tensor.detach().to("cpu", torch.float64).numpy()
+        key = tuple(tensor.shape), tensor.dtype, hashlib.sha256(values.tobytes()).digest()
+        seen[key] = count = seen.get(key, -1) + 1
+        if count:
+            first = tensor.detach()[(0,) * tensor.ndim]
+            changed.append((first, first.clone()))
+            first.add_(count * 2**-6 * float(first.abs().clamp(min=1)))
+    try:
+        yield
+    finally:
+        for first, before in changed:
+            first.copy_(before)
 
 
 def _restore_inputs(model: ir.Model, flat: Flat) -> None:
