@@ -100,9 +100,9 @@ def nothing() -> nn.Module:
     return nn.Linear(10, 3)
 
 
-@pattern(ROWS, name="DataDependentBranch", batch=False)
+@pattern(ROWS, name="DataDependentBranch", refusal="nothing is prunable")
 class DataDependent(Two):
-    """Which path is taken depends on the data: TorchScript follows the path of the example inputs."""
+    """Which path is taken depends on the data: TorchScript follows that of the example inputs, which has no weights."""
 
     def forward(self, x: Tensor) -> Tensor:
         return self.b(self.hidden(x)) if x.sum() > 0 else x[:, :3]
