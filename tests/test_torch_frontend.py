@@ -165,6 +165,31 @@ def test_module_is_left_as_it_was():
         assert not next(module.parameters()).requires_grad
 
 
+class HooksItselfOnce(nn.Module):
+    """Adds hooks to its layers on its first run, as transformers models do to collect hidden states."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 16), nn.Linear(16, 4)
+
+    def forward(self, x):
+        if not getattr(self, "hooked", False):
+            self.hooked = True
+            self.a.register_forward_hook(lambda _module, _inputs, out: out * 2)
+        return self.b(torch.relu(self.a(x)))
+
+
+def test_hooks_that_a_first_run_adds_are_added_once():
+    torch.manual_seed(0)
+    x = torch.randn(2, 8)
+    used, fresh = HooksItselfOnce(), HooksItselfOnce()
+    fresh.load_state_dict(used.state_dict())
+    expected = used(x)
+    gp.inspect(fresh, x)
+    assert not hasattr(fresh, "hooked") and not fresh.a._forward_hooks
+    assert torch.equal(fresh(x), expected)
+
+
 def test_sources_that_are_refused():
     for source in (torch.jit.script(nn.Linear(3, 4)), torch.jit.trace(nn.Linear(3, 4), torch.randn(2, 3))):
         with pytest.raises(gp.GraphPruneError, match="Linear is TorchScript"):

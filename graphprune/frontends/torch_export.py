@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import copy
 import dataclasses
@@ -109,13 +110,17 @@ def quiet() -> Iterator[None]:
                 child.setLevel(before)
 
 
+#: What a module holds things in; its hooks are in OrderedDicts.
+_KEPT_IN = (dict, collections.OrderedDict, collections.defaultdict, list, set)
+
+
 @contextlib.contextmanager
 def left_as_it_was(module: torch.nn.Module) -> Iterator[None]:
     """Eval mode inside; afterwards every attribute of every submodule is what it was, training flags first of all.
 
     A tracer runs the module's own code on stand-ins for tensors, and what that code keeps must not stay.
     """
-    before = [(one, dict(vars(one)), {k: copy.copy(v) for k, v in vars(one).items() if type(v) in (dict, list, set)})
+    before = [(one, dict(vars(one)), {k: copy.copy(v) for k, v in vars(one).items() if type(v) in _KEPT_IN})
               for one in module.modules()]  # fmt: skip
     try:
         for one, _, _ in before:
