@@ -190,6 +190,19 @@ def test_hooks_that_a_first_run_adds_are_added_once():
     assert torch.equal(fresh(x), expected)
 
 
+@pytest.mark.parametrize("kind", [nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d])
+def test_layers_without_bias_are_cut_and_fitted(kind):
+    """Exporters write computed zeros as their bias, from the weight's shape."""
+    torch.manual_seed(0)
+    spatial = int(kind.__name__[-2])
+    module = nn.Sequential(kind(3, 16, 3, bias=False), nn.ReLU(), kind(16, 20, 3, bias=False), nn.ReLU(), nn.Flatten(1))
+    x = torch.randn(4, 3, *[7] * spatial)
+    module.append(nn.Linear(module(x).shape[1], 5))
+    result = gp.prune(module, x, passes=["l1", "recover"], rate=0.5, scope="group", samples=32)
+    assert module[2].in_channels == 8
+    assert not result.plan.recovery["left"] and len(result.plan.recovery["layers"]) == 3
+
+
 def test_sources_that_are_refused():
     for source in (torch.jit.script(nn.Linear(3, 4)), torch.jit.trace(nn.Linear(3, 4), torch.randn(2, 3))):
         with pytest.raises(gp.GraphPruneError, match="Linear is TorchScript"):

@@ -24,6 +24,38 @@ _OF_RUNTIMES = frozenset({
 _FUSED_EARLY = {"LayerNormalization": 17}
 
 
+#: Inputs that are added to the result and may be left out.
+_OPTIONAL_ADDENDS = {"Conv": 2, "ConvTranspose": 2}
+
+
+def idle_addend(node: ir.Node) -> int | None:
+    """Which optional addend of a node is computed, and zero whatever the sizes are; None where there is none.
+
+    Exporters write a bias for layers that have none: as many zeros as the weight has outputs, counted as the model runs.
+    """
+    index = None if node.domain else _OPTIONAL_ADDENDS.get(node.op_type)
+    if index is None or index >= len(node.inputs):
+        return None
+    value = node.inputs[index]
+    return index if value is not None and value.const_value is None and _is_zero(value) else None
+
+
+def _is_zero(value: ir.Value) -> bool:
+    """Whether a value holds nothing but zeros, as far as constants and operators that only copy elements tell."""
+    current: ir.Value | None = value
+    while current is not None and current.const_value is None:
+        node = current.producer()
+        if node is None or node.domain:
+            return False
+        if node.op_type == "ConstantOfShape":
+            filled = node.attributes.get_tensor("value", None)
+            return filled is None or not filled.numpy().any()
+        if node.op_type not in SAME_ELEMENTS and node.op_type != "CastLike":
+            return False
+        current = node.inputs[0]
+    return current is not None and current.const_value is not None and not current.const_value.numpy().any()
+
+
 def weight_input(node: ir.Node) -> int:
     """Which input of a convolution is its weight."""
     return _WEIGHT_INPUTS.get(node.op_type, 1)

@@ -14,6 +14,7 @@ from graphprune.calibration import evaluate_parameter
 from graphprune.coupler import subgraphs
 from graphprune.cut import set_weight
 from graphprune.ops.movement import atoms
+from graphprune.ops.traits import idle_addend
 from graphprune.passes.base import Kind, Pass, State
 from graphprune.passes.couple import probe
 from graphprune.plan import DERIVED
@@ -22,7 +23,7 @@ from graphprune.rules import rule_for
 
 @dataclass(frozen=True)
 class Canonicalize(Pass):
-    """Remove dead nodes, and write channel shuffles as Gather. Changes the graph.
+    """Remove dead nodes and computed zeros that are added, and write channel shuffles as Gather. Changes the graph.
 
     (Constants, local functions and sparse tensors are brought into one form while loading.) A shuffle that
     stays Reshape - Transpose - Reshape would look like a division into groups and positions; as a Gather it
@@ -34,6 +35,7 @@ class Canonicalize(Pass):
     changes_graph: ClassVar[bool] = True
 
     def run(self, state: State) -> None:
+        drop_idle_addends(state.model)
         RemoveUnusedNodesPass()(state.model)
         before = dict(state.model.graph.initializers)
         users = {name: [node for node, _ in value.uses()] for name, value in before.items()}
@@ -76,6 +78,15 @@ class Canonicalize(Pass):
             facts.set_shape(gather.outputs[0], shape, dtype)
             count += 1
         return count
+
+
+def drop_idle_addends(model: ir.Model) -> None:
+    """Take biases away that are computed and zero: a layer without a bias reads its weight once, and is cut and fitted as such."""
+    for node in model.graph.all_nodes():
+        index = idle_addend(node)
+        if index is not None:
+            node.replace_input_with(index, None)
+            node.resize_inputs(index)
 
 
 #: Families of ops that look across the axes of what they are given.
