@@ -113,11 +113,12 @@ def fold_constants(model: ir.Model, families: Collection[str] = FOLDED) -> int:
         if rule is None or subgraphs(node) or rule.family in ("frozen", "control"):
             continue
         parameters.update(node.outputs)
-        if rule.family not in families:
+        if rule.family not in FOLDED:
             continue
         for value in node.outputs:
             array = None if value.is_graph_output() or not value.uses() else evaluate_parameter(model, value)
-            if array is None or array.size > LARGEST:
+            # A single number made of parameters is a norm in every family: spectral norm's is a product.
+            if array is None or array.size > (LARGEST if rule.family in families else 1):
                 continue
             constant = ir.Value(name=f"{value.name}_folded")
             set_weight(constant, ir.Tensor(array, name=constant.name))

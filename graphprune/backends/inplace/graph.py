@@ -114,6 +114,7 @@ def trained_in(cut: ir.Model, module: nn.Module) -> set[str]:
     parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
     buffers = {name for name, _ in module.named_buffers(remove_duplicate=False)}
     named = {plan_name(value): value for value in cut.graph.initializers.values()}
+    buffers.update(name for name in named if name.endswith("_folded"))  # the norms that weights are divided by
     return {n for n, value in named.items() if n in parameters or (n not in buffers and is_trained(value))}
 
 
