@@ -14,6 +14,7 @@ from graphprune.backends.torch import to_module
 from graphprune.backends.torch_state import is_trained
 from graphprune.frontends.onnx import plan_name
 from graphprune.frontends.torch_inputs import Flat, Slot, Tree, flatten, outputs_of, take_tree
+from graphprune.plan import DERIVED
 
 _DEPTH = 8
 
@@ -114,7 +115,7 @@ def trained_in(cut: ir.Model, module: nn.Module) -> set[str]:
     parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
     buffers = {name for name, _ in module.named_buffers(remove_duplicate=False)}
     named = {plan_name(value): value for value in cut.graph.initializers.values()}
-    buffers.update(name for name in named if name.endswith("_folded"))  # the norms that weights are divided by
+    buffers.update(name for name, value in named.items() if DERIVED in value.meta)  # such as norms that weights are divided by
     return {n for n, value in named.items() if n in parameters or (n not in buffers and is_trained(value))}
 
 
