@@ -37,7 +37,25 @@ def idle_addend(node: ir.Node) -> int | None:
     if index is None or index >= len(node.inputs):
         return None
     value = node.inputs[index]
-    return index if value is not None and value.const_value is None and _is_zero(value) else None
+    weight = node.inputs[weight_input(node)]
+    # Zeros of another length would be a damaged file, which is for the checks to tell.
+    return index if value is not None and value.const_value is None and _is_zero(value) and _sized_by(value, weight) else None
+
+
+def _sized_by(value: ir.Value, weight: ir.Value | None) -> bool:
+    """Whether the shape of ``weight`` is among what a value is computed from."""
+    seen: set[ir.Value] = set()
+    stack = [value]
+    while stack:
+        node = stack.pop().producer()
+        if node is None:
+            continue
+        if node.op_type == "Shape" and node.inputs[0] is weight:
+            return True
+        new = [v for v in node.inputs if v is not None and v not in seen]
+        seen.update(new)
+        stack.extend(new)
+    return False
 
 
 def _is_zero(value: ir.Value) -> bool:
