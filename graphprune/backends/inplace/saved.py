@@ -56,26 +56,7 @@ def _shares(tensor: torch.Tensor) -> bool:
 def load(path: str | os.PathLike[str], module: nn.Module, example_inputs: Any = None) -> nn.Module:
     """Make a fresh source module what a saved one was: cut by its plan, attributes mended, weights loaded.
 
-    Parameters
-    ----------
-    path
-        The ``.safetensors`` file that ``result.save`` wrote; its plan lies beside it.
-    module
-        As it was before the cut, made by the same code; its own weights do not matter. It is cut in place.
-    example_inputs
-        As for :func:`graphprune.prune`; only needed where the saved module is a graph.
-
-    Returns
-    -------
-    torch.nn.Module
-        ``module`` itself, or a graph where its own code did not allow the cut.
-
-    Raises
-    ------
-    UsageError
-        The module or the plan is another one's; ``module`` is as it was then.
-    ModelError
-        The file is damaged, or lacks weights.
+    Parameters, results and errors are those of :func:`graphprune.load`, which calls it.
     """
     path = Path(path)
     plan = Plan.load(plan_path(path))
