@@ -20,7 +20,7 @@ from graphprune.executor import executor
 
 CRITERIA = (
     "entropy", "entropy+bn-scale", "similarity", "random", "l1", "l2", "bn-scale", "fpgm", "lamp", "hrank", "apoz", "variance",
-    "wanda", "activation", "entropy-luo", "gram", "obs",
+    "wanda", "activation", "entropy-luo", "gram", "obs", "chip", "taylor", "group-taylor", "fisher",
 )  # fmt: skip
 NETS = ("resnet20", "mobilenetv2", "vgg16_slim", "densenet22", "resnet56")
 
