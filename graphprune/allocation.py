@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphprune.backends.ort import Runner
+from graphprune.choosing import Chooser, Mask
 from graphprune.elimination import Statistics, losses
 from graphprune.fidelity import compare_outputs
 from graphprune.inputs import Feed
@@ -27,7 +28,6 @@ from graphprune.ops.observe import walk
 from graphprune.passes.base import State
 
 Array = NDArray[Any]
-Mask = NDArray[np.bool_]
 
 #: Levels a group, the untouched one included.
 LEVELS = 13
@@ -300,6 +300,29 @@ def _raise_all(
     return mixed(high)
 
 
+def programmed(
+    chooser: Chooser, curves: Sequence[Curve], price: Callable[[dict[int, int]], float], target: float, *, polish: bool
+) -> Mask:
+    """The units to remove by the errors of some curves.
+
+    Parameters
+    ----------
+    price
+        Group number -> units that it loses, widths aligned; to a cost.
+    polish
+        Whether the choice is brought nearer to the target in single steps afterwards.
+    """
+    groups = [curve.group for curve in curves]
+
+    def cost(removed: Sequence[int]) -> float:
+        return price(chooser.shrunk(chooser.counts_of(groups, removed)))
+
+    chosen = program(curves, cost, target)
+    if polish:
+        chosen = polished(curves, chosen, cost, target, int(chooser.steps.max(initial=1)))
+    return chooser.mask(chooser.counts_of(groups, chosen))
+
+
 def judge(state: State, dead: Mask, fitting: Sequence[Feed], judging: Sequence[Feed], samples: int) -> float:
     """Divergence of a cut and recovered model's outputs on feeds that nothing was fitted to."""
     from onnx_ir.passes.common import RemoveUnusedNodesPass
@@ -336,8 +359,8 @@ class Curves:
     batch: int
 
 
-def curves_of(state: State, orders: dict[int, NDArray[np.int64]], limits: dict[int, int]) -> Curves:
-    """Measure what each group's loss costs; ``orders`` and ``limits`` as for :func:`local_curves`."""
+def curves_of(state: State, chooser: Chooser) -> Curves:
+    """Measure what each group's loss costs."""
     from graphprune.calibration import samples_for
     from graphprune.feeding import feed_size
 
@@ -346,38 +369,28 @@ def curves_of(state: State, orders: dict[int, NDArray[np.int64]], limits: dict[i
     feeds = list(samples)
     held = max(1, round(0.25 * len(feeds)))
     fitting, judging = feeds[:-held] or feeds, feeds[-held:]
-    local = local_curves(statistics, orders, limits)
+    local = local_curves(statistics, chooser.orders, chooser.limits)
     measured = end_to_end(state, statistics, local, judging[: max(1, JUDGED // samples.batch)],
                           lambda share: state.progress("measuring groups", share))  # fmt: skip
     return Curves(local, measured, fitting, judging, samples.batch)
 
 
 def allocate(
-    state: State, orders: dict[int, NDArray[np.int64]], limits: dict[int, int],
-    mask: Callable[[dict[int, int]], Mask], price: Callable[[dict[int, int]], float], target: float, others: Sequence[Mask],
-    step: int,
-) -> Mask:  # fmt: skip
+    state: State, chooser: Chooser, price: Callable[[dict[int, int]], float], target: float, others: Sequence[Mask]
+) -> Mask:
     """The units to remove under a budget: dynamic programming, the best of a few candidates.
 
     Parameters
     ----------
-    mask
-        Removed units a group -> which units are dead, constraints kept.
     price
-        Removed units a group -> cost.
+        As for :func:`programmed`.
     others
         Further candidates: what other ways of allocating give.
-    step
-        Units by which a choice is brought nearer to the target.
     """
-    known = curves_of(state, orders, limits)
+    known = curves_of(state, chooser)
     found: list[tuple[str, Mask]] = [("given", one) for one in others]
     for name, curves in (("local", known.local), ("measured", known.measured)):
-        def cost(chosen: Sequence[int], curves: Sequence[Curve] = curves) -> float:
-            return price({c.group: r for c, r in zip(curves, chosen, strict=True)})
-
-        chosen = polished(curves, program(curves, cost, target), cost, target, step)
-        found.append((name, mask({c.group: r for c, r in zip(curves, chosen, strict=True)})))
+        found.append((name, programmed(chooser, curves, price, target, polish=True)))
     results = []
     for n, (_, dead) in enumerate(found):
         state.progress("judging allocations", n / len(found))

@@ -18,9 +18,9 @@ from graphprune.errors import UsageError
 from graphprune.spec import Value, instantiate, nearest, parse_pass_spec
 
 if TYPE_CHECKING:
+    from graphprune.choosing import Chooser
     from graphprune.coupling import Coupling
-    from graphprune.passes.base import Scored, Scores
-    from graphprune.passes.select import Chooser
+    from graphprune.passes.base import Scored, Scores, State
 
 Mask = NDArray[np.bool_]
 #: Rates of the thresholds of ``parallel`` that are looked through.
@@ -167,6 +167,13 @@ def joined(way: Combination, scored: Sequence[Scored], coupling: Coupling) -> Sc
     places = np.stack([_places(one) for one in values])
     # Units whose largest place is below a share are those that all criteria would remove at that share.
     return np.asarray(places.mean(axis=0) if isinstance(way, RankMean) else places.max(axis=0), np.float64)
+
+
+def scores_of(state: State) -> Scores:
+    """One score a unit from those of the run, comparable across groups, as ``--combine`` says; float64[n_units]."""
+    if not state.scores:
+        raise UsageError("nothing to select by: give a scoring pass, for example --pass l1")
+    return joined(parse(state.options.combine), state.scores, state.need_coupling())
 
 
 def _places(values: Scores) -> Scores:

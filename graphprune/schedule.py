@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from graphprune.choosing import Chooser
 from graphprune.costs import CostModel
 from graphprune.errors import GraphPruneError, NothingPrunableError
 from graphprune.frontends.onnx import plan_name
 from graphprune.options import Options
 from graphprune.passes.base import Quota, State
-from graphprune.passes.select import Chooser
 from graphprune.pipeline import BEFORE, build_passes, finish, load_any, run_passes, run_state
 from graphprune.plan import DERIVED
 from graphprune.plugins import discover

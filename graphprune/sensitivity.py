@@ -12,9 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from graphprune import cache
+from graphprune import cache, combine
+from graphprune.choosing import Chooser
 from graphprune.costs import CostModel
 from graphprune.cut import Rewriter
 from graphprune.errors import GraphPruneError, UsageError
@@ -23,7 +22,6 @@ from graphprune.fidelity import compare_outputs
 from graphprune.frontends.onnx import plan_name
 from graphprune.options import Options
 from graphprune.passes.base import State
-from graphprune.passes.select import Chooser, combined
 from graphprune.plugins import criterion_class
 from graphprune.spec import parse_pass_spec
 
@@ -154,9 +152,7 @@ def measure(job: Job) -> list[dict[str, Any]]:
             continue
         errors, macs, counts = [], [], []
         for level in job.levels:
-            wanted = np.zeros(len(chooser.sizes), np.int64)
-            wanted[group.id] = round(level * len(group.units))
-            dead = chooser.mask(wanted)
+            dead = chooser.mask(chooser.counts_of([group.id], [round(level * len(group.units))]))
             counts.append(int(dead[group.units].sum()))
             macs.append(costs.price(dead).macs / full)
             errors.append(_divergence(state, dead, feeds, source) if dead.any() else 0.0)
@@ -181,4 +177,4 @@ def _scored(model: str, options: Mapping[str, Any]) -> tuple[State, Chooser]:
 
     chosen = Options(**{**options, "passes": tuple(options["passes"])})
     state = run_state(model, chosen, until="scores")
-    return state, Chooser(state, state.need_coupling(), combined(state, state.need_coupling()))
+    return state, Chooser(state, state.need_coupling(), combine.scores_of(state))

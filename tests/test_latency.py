@@ -344,7 +344,7 @@ def test_fused_steps_count_for_the_node_that_multiplies() -> None:
 
 
 def test_widths_of_heads_are_aligned_in_indices() -> None:
-    from graphprune.passes.select import Chooser
+    from graphprune.choosing import Chooser
     from tests.patterns import PATTERNS
 
     pattern = next(p for name, p in PATTERNS.items() if "attention" in name)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
@@ -13,19 +12,16 @@ from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from graphprune import timing
-from graphprune.allocation import Curve, importance_curves, program
+from graphprune.allocation import Curve, importance_curves, programmed
 from graphprune.backends import onnx as writer
 from graphprune.backends.runtimes import Runtime, find
+from graphprune.choosing import Chooser, Mask
 from graphprune.cut import Rewriter
 from graphprune.errors import NotFasterError, UsageError
 from graphprune.latency.measure import clock_of, measured, timing_feed
 from graphprune.latency.model import LatencyModel
 from graphprune.passes.base import State
 
-if TYPE_CHECKING:
-    from graphprune.passes.select import Chooser
-
-Mask = NDArray[np.bool_]
 #: Choices that are cut and measured at most, and how near the budget ends the search.
 ROUNDS, NEAR = 6, 0.03
 #: How far from the budget a result is said to have missed it.
@@ -73,14 +69,13 @@ def meet(state: State, chooser: Chooser) -> Mask:
         The source is as fast already.
     """
     options = state.options
-    orders = {group.id: chooser.sorted(group) for group in chooser.groups}
     if options.latency_from is not None:
-        return _estimate(state, chooser, orders, Path(options.latency_from))
+        return _estimate(state, chooser, Path(options.latency_from))
     runtime = find(options.runtime)
     threads = options.threads or timing.cores()
     with timing.pinned(threads):
         align = options.align if isinstance(options.align, int) else None
-        model = measured(state, runtime, threads, orders, align)
+        model = measured(state, runtime, threads, chooser.orders, align)
         state.note(model.describe())
         if align is None:
             chooser.align_to(model.step)
@@ -88,12 +83,12 @@ def meet(state: State, chooser: Chooser) -> Mask:
         return search(state, model, solver, stopwatch(state, runtime, threads), runtime, threads)
 
 
-def _estimate(state: State, chooser: Chooser, orders: dict[int, NDArray[np.int64]], path: Path) -> Mask:
+def _estimate(state: State, chooser: Chooser, path: Path) -> Mask:
     """The choice by a device's profile alone, which nothing here can measure."""
     from graphprune.latency.device import estimated
 
     align = state.options.align
-    model = estimated(state, path, orders, align if isinstance(align, int) else 1)
+    model = estimated(state, path, chooser.orders, align if isinstance(align, int) else 1)
     _, amount = state.options.parsed_budget()
     if amount >= 1 and amount / 1000 >= model.total:
         raise UsageError(f"--budget {state.options.budget}: the profile's layers take {model.total:.3g} ms already; nothing to cut")
@@ -229,44 +224,12 @@ def cut_model(state: State, dead: Mask) -> ir.Model:
 def solver_of(state: State, chooser: Chooser, model: LatencyModel) -> Callable[[float], Mask]:
     """How a budget is shared among the groups, as ``--allocate`` says: share of the time -> units to remove."""
     if chooser.sharing in ("uniform", "isomorphic"):
-        return lambda share: _along_order(chooser, model, share)
+        return lambda share: chooser.first(chooser.reaching(lambda k: model.share(chooser.shrunk(chooser.counts(k))), share))
     if chooser.sharing == "dp":
         curves = _fitted_curves(state, chooser)
     else:
-        limits = {group.id: int(chooser.limit[group.id]) for group in chooser.groups}
-        curves = importance_curves(chooser.scores, {g.id: chooser.sorted(g) for g in chooser.groups}, limits)
-    return lambda share: _programmed(chooser, model, curves, share)
-
-
-def _counts(chooser: Chooser, removed: dict[int, int]) -> NDArray[np.int64]:
-    out = np.zeros(len(chooser.sizes), np.int64)
-    for number, n in removed.items():
-        out[number] = n
-    return out
-
-
-def _price(chooser: Chooser, model: LatencyModel, counts: NDArray[np.int64]) -> float:
-    aligned = chooser.aligned(counts)
-    return model.share({group.id: int(aligned[group.id]) for group in chooser.groups})
-
-
-def _programmed(chooser: Chooser, model: LatencyModel, curves: Sequence[Curve], share: float) -> Mask:
-    def price(chosen: Sequence[int]) -> float:
-        return _price(chooser, model, _counts(chooser, {c.group: r for c, r in zip(curves, chosen, strict=True)}))
-
-    chosen = program(curves, price, share)
-    return chooser.mask(_counts(chooser, {c.group: r for c, r in zip(curves, chosen, strict=True)}))
-
-
-def _along_order(chooser: Chooser, model: LatencyModel, share: float) -> Mask:
-    low, high = 0, len(chooser.order)
-    while low < high:
-        middle = (low + high) // 2
-        if _price(chooser, model, chooser.counts(middle)) > share:
-            low = middle + 1
-        else:
-            high = middle
-    return chooser.first(low)
+        curves = importance_curves(chooser.scores, chooser.orders, chooser.limits)
+    return lambda share: programmed(chooser, curves, model.share, share, polish=False)
 
 
 def _fitted_curves(state: State, chooser: Chooser) -> Sequence[Curve]:
@@ -274,6 +237,5 @@ def _fitted_curves(state: State, chooser: Chooser) -> Sequence[Curve]:
     from graphprune.allocation import curves_of
     from graphprune.lstsq import one_thread
 
-    orders: dict[int, Any] = {group.id: chooser.sorted(group) for group in chooser.groups}
     with one_thread():
-        return curves_of(state, orders, {number: int(chooser.limit[number]) for number in orders}).measured
+        return curves_of(state, chooser).measured

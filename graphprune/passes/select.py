@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import fnmatch
-import math
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
-import numpy as np
-import onnx_ir as ir
-from numpy.typing import NDArray
-
 from graphprune import combine
+from graphprune.choosing import Chooser, Mask
 from graphprune.costs import CostModel, Profile
-from graphprune.coupling import Coupling, Group
-from graphprune.errors import NothingPrunableError, UsageError
-from graphprune.frontends.onnx import plan_name
-from graphprune.passes.base import Kind, Pass, Scores, State
-from graphprune.spec import nearest
-
-Mask = NDArray[np.bool_]
+from graphprune.coupling import Coupling
+from graphprune.errors import UsageError
+from graphprune.passes.base import Kind, Pass, State
 
 
 @dataclass(frozen=True)
@@ -45,7 +36,7 @@ class Select(Pass):
         if isinstance(way, combine.InParallel):
             state.dead = self._parallel(state, coupling, costs, way.bisect)
         else:
-            chooser = Chooser(state, coupling, combined(state, coupling))
+            chooser = Chooser(state, coupling, combine.scores_of(state))
             if options.times:
                 from graphprune.latency.budget import meet
 
@@ -67,9 +58,9 @@ class Select(Pass):
         parallel = combine.Parallel(choosers, [one.name for one in state.scores])
         rate = 0.5 if options.rate is None else options.rate
         if options.budget is not None:
-            measure, amount, target, full = Select._target(state)
-            rate = parallel.meeting(target, lambda mask: costs.price(mask).measure(measure))
-            Select._said(state, costs, parallel.at(rate), measure, amount, target, full)
+            budget = Budget.of(state, costs)
+            rate = parallel.meeting(budget.target, budget.left)
+            budget.say(state, parallel.at(rate))
         elif bisect:
             # A step of several counts the indices that are left to it.
             wanted = rate if state.quota is None else state.quota.indices / parallel.total
@@ -78,300 +69,80 @@ class Select(Pass):
         return parallel.at(rate)
 
     @staticmethod
-    def _target(state: State) -> tuple[str, float, float, int]:
-        """A budget's measure, the amount asked, and both as numbers: what to reach, what the source has."""
+    def _budget(state: State, chooser: Chooser, costs: CostModel) -> Mask:
+        """The choice of one order that comes nearest to a budget, or what dynamic programming makes of the scores."""
+        budget = Budget.of(state, costs)
+        met = chooser.reaching(lambda k: budget.left(chooser.first(k)), budget.target)
+        if state.options.allocation == "dp":
+            from graphprune.allocation import allocate
+            from graphprune.lstsq import one_thread
+
+            price = partial(Profile(costs, chooser.orders).price, budget.measure)
+            with one_thread():
+                dead = allocate(state, chooser, price, budget.target, [chooser.first(met)])
+        else:
+            # Both neighbours of the crossing: the nearer one.
+            k = min((max(met - 1, 0), met), key=lambda k: budget.distance(chooser.first(k)))
+            dead = chooser.first(k)
+            if budget.missed(dead):
+                # Units are large steps here: a step more or less in one group may come nearer.
+                dead = min([dead, *chooser.near(k)], key=budget.distance)
+        budget.say(state, dead)
+        return dead
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What is to be left of a measure, and how far choices are from it.
+
+    Attributes
+    ----------
+    amount
+        As asked: a share of the source's below 1, else a number.
+    full, target
+        What the source has; what is to be left.
+    """
+
+    costs: CostModel
+    measure: str
+    amount: float
+    full: int
+    target: float
+
+    @classmethod
+    def of(cls, state: State, costs: CostModel) -> Budget:
+        """The budget of the options.
+
+        Raises
+        ------
+        UsageError
+            The source has no more already.
+        """
         measure, amount = state.options.parsed_budget()
         assert state.before is not None
         full = state.before.measure(measure)
         target = amount * full if amount < 1 else amount
         if target >= full:
             raise UsageError(f"--budget {measure}={amount:g}: the model has {full:,} already; nothing to cut")
-        return measure, amount, target, full
+        return cls(costs, measure, amount, full, target)
 
-    @staticmethod
-    def _budget(state: State, chooser: Chooser, costs: CostModel) -> Mask:
-        measure, amount, target, full = Select._target(state)
-        low, high = 0, len(chooser.order)
-        while low < high:
-            middle = (low + high) // 2
-            if costs.price(chooser.first(middle)).measure(measure) > target:
-                low = middle + 1
-            else:
-                high = middle
-        dead = chooser.first(low)
-        if state.options.allocation == "dp":
-            dead = Select._dp(state, chooser, costs, measure, target, dead)
-            return Select._said(state, costs, dead, measure, amount, target, full)
+    def left(self, dead: Mask) -> int:
+        """What a choice leaves of the measure."""
+        return self.costs.price(dead).measure(self.measure)
 
-        def distance(mask: Mask) -> float:
-            return abs(costs.price(mask).measure(measure) - target)
+    def distance(self, dead: Mask) -> float:
+        return abs(self.left(dead) - self.target)
 
-        # Both neighbours of the crossing: the nearer one.
-        k = min((max(low - 1, 0), low), key=lambda k: distance(chooser.first(k)))
-        dead = chooser.first(k)
-        if distance(dead) > 0.01 * target:
-            # Units are large steps here: a step more or less in one group may come nearer.
-            dead = min([dead, *chooser.near(k)], key=distance)
-        return Select._said(state, costs, dead, measure, amount, target, full)
+    def missed(self, dead: Mask) -> bool:
+        """Whether a choice is more than a hundredth away."""
+        return self.distance(dead) > 0.01 * self.target
 
-    @staticmethod
-    def _dp(state: State, chooser: Chooser, costs: CostModel, measure: str, target: float, other: Mask) -> Mask:
-        """Dynamic programming over levels of every group."""
-        from graphprune.allocation import allocate
-        from graphprune.lstsq import one_thread
-
-        orders = {group.id: chooser.sorted(group) for group in chooser.groups}
-        limits = {number: int(chooser.limit[number]) for number in orders}
-
-        profile = Profile(costs, orders)
-
-        def counts(removed: dict[int, int]) -> NDArray[np.int64]:
-            out = np.zeros(len(chooser.sizes), np.int64)
-            for number, n in removed.items():
-                out[number] = n
-            return out
-
-        def price(removed: dict[int, int]) -> float:
-            aligned = chooser.aligned(counts(removed))
-            return profile.price(measure, {number: int(aligned[number]) for number in removed})
-
-        with one_thread():
-            return allocate(state, orders, limits, lambda removed: chooser.mask(counts(removed)), price, target, [other],
-                            int(chooser.steps.max(initial=1)))  # fmt: skip
-
-    @staticmethod
-    def _said(
-        state: State, costs: CostModel, dead: Mask, measure: str, amount: float, target: float, full: int
-    ) -> Mask:
-        """The choice, with a note where the budget could not be met."""
-        reached = costs.price(dead).measure(measure)
-        if abs(reached - target) > 0.01 * target:
+    def say(self, state: State, dead: Mask) -> None:
+        """Note where the budget could not be met."""
+        if self.missed(dead):
+            reached = self.left(dead)
             state.note(
-                f"budget {measure}={amount:g}: the nearest possible along the scores is {reached:,} "
-                f"({reached / full:.1%} of the source) where {target:,.0f} was asked; what is frozen, --floor, --align "
-                "or --keep leave no nearer step"
+                f"budget {self.measure}={self.amount:g}: the nearest possible along the scores is {reached:,} "
+                f"({reached / self.full:.1%} of the source) where {self.target:,.0f} was asked; what is frozen, --floor, "
+                "--align or --keep leave no nearer step"
             )
-        return dead
-
-
-def combined(state: State, coupling: Coupling) -> Scores:
-    """One score a unit from those of the run, comparable across groups, as ``--combine`` says."""
-    if not state.scores:
-        raise UsageError("nothing to select by: give a scoring pass, for example --pass l1")
-    return combine.joined(combine.parse(state.options.combine), state.scores, coupling)
-
-
-def topology(coupling: Coupling, group: Group) -> object:
-    """What a group is made of: its kind, and the ops and roles of the tensors that it cuts; equal for groups alike."""
-    roles: dict[object, set[str]] = {}
-    for operand in coupling.operands:
-        roles.setdefault(operand.value, set()).add(f"{operand.node.op_type}.{operand.role}")
-    members = ((axis, tuple(sorted(roles.get(value, ())))) for value, axis in group.members)
-    return group.kind, tuple(sorted(members))
-
-
-class Chooser:
-    """Removal orders under the constraints of the options."""
-
-    def __init__(self, state: State, coupling: Coupling, scores: Scores) -> None:
-        options = state.options
-        self.coupling = coupling
-        self.scores = scores
-        self.sharing = options.allocation
-        self.seed = options.seed
-        self.both = options.grain == "both"
-        self.quota = state.quota
-        if self.quota is not None:
-            # Of two families that share an axis one may be down to a single unit: the other stays what it was.
-            self.groups = [group for group in coupling.groups if group.id in self.quota.groups]
-        else:
-            self.groups = [group for group in coupling.groups if self._wanted(group, options.grain, options.exact)]
-            if options.exact and options.grain == "coarse":
-                self._next_coarsest()
-        for pattern in options.keep:
-            hit = self._matched("--keep", pattern)
-            self.groups = [group for group in self.groups if group not in hit]
-        #: Units by which each group's kept number is aligned, int64[groups].
-        self.steps = np.full(len(coupling.groups), options.align if isinstance(options.align, int) else 1, np.int64)
-        if options.align == "auto" and not options.times:
-            from graphprune.latency.measure import auto_step
-
-            self.align_to(auto_step(state))
-        #: Group -> its own rate; the first pattern that names one of its tensors says it.
-        self.rates: dict[int, float] = {}
-        for pattern, rate in options.rates.items():
-            for group in self._matched("the rate of", pattern):
-                self.rates.setdefault(group.id, rate)
-        if self.quota is not None:
-            self.rates.update(self.quota.rates)
-        #: Tables of axes that several families share: cutting both could take everything.
-        tables = (coupling.rows(value, axis) for value, axis in coupling.places())
-        self._crossed = [rows for rows in tables if rows.shape[1] > 1]
-        n = coupling.n_units
-        self.rank = np.full(n, -1)
-        self.sizes = np.zeros(len(coupling.groups), np.int64)
-        self.limit = np.zeros(len(coupling.groups), np.int64)
-        #: Per group: indices of weight axes that are gone with the first, the first two, ... units, int64[m].
-        self.gone: dict[int, NDArray[np.int64]] = {}
-        order, keys = [], []
-        for group in self.groups:
-            units = self.sorted(group)
-            m = len(units)
-            self.rank[units] = np.arange(m)
-            self.sizes[group.id] = m
-            floor = max(1, int(np.ceil(options.floor * m - 1e-9)))
-            if self.quota is not None:
-                floor = min(self.quota.floors.get(group.id, floor), m)
-            self.limit[group.id] = m - floor
-            order.append(units[: m - floor])
-            weight = coupling.weight[units]
-            gone = np.cumsum(weight)
-            self.gone[group.id] = gone
-            share = ((gone - 0.5 * weight) / gone[-1])[: m - floor]
-            keys.append(share if self.sharing == "uniform" else scores[units[: m - floor]])
-        if self.sharing == "isomorphic":
-            keys = self._within_classes(order)
-        flat = np.concatenate(order) if order else np.zeros(0, np.int64)
-        key = np.concatenate(keys) if keys else np.zeros(0)
-        self.order = flat[np.argsort(key, kind="stable")]
-        if not len(self.order):
-            raise NothingPrunableError(
-                "nothing is prunable here: every axis is frozen or kept; 'graphprune inspect' tells why for each"
-            )
-
-    def _within_classes(self, order: list[NDArray[np.int64]]) -> list[NDArray[np.float64]]:
-        """Keys by which groups of one topology lose the same share together, ranked among themselves by score."""
-        classes: dict[object, list[int]] = {}
-        for n, group in enumerate(self.groups):
-            classes.setdefault(topology(self.coupling, group), []).append(n)
-        keys = [np.zeros(0)] * len(order)
-        for members in classes.values():
-            scores = np.concatenate([self.scores[order[n]] for n in members])
-            total = sum(int(self.sizes[self.groups[n].id]) for n in members)
-            place = np.empty(len(scores))
-            place[np.argsort(scores, kind="stable")] = (np.arange(len(scores)) + 0.5) / max(total, 1)
-            for n, part in zip(members, np.split(place, np.cumsum([len(order[n]) for n in members])[:-1]), strict=True):
-                keys[n] = part
-        return keys
-
-    @staticmethod
-    def _wanted(group: Group, grain: str, exact: bool) -> bool:
-        if exact and not group.exact:
-            return False
-        if grain == "coarse":
-            return not group.fine
-        return grain == "both" or group.fine or not group.shared
-
-    def _next_coarsest(self) -> None:
-        """Where --exact leaves the coarse family of an axis alone, an exact one that shares the axis stands in for it."""
-        wanted = {group.id for group in self.groups}
-        for group in self.coupling.groups:
-            if group.exact and group.id not in wanted and not self.coupling.near.get(group.id, set()) & wanted:
-                wanted.add(group.id)
-        self.groups = [group for group in self.coupling.groups if group.id in wanted]
-
-    def _matched(self, what: str, pattern: str) -> list[Group]:
-        """Groups one of whose tensors has a name like ``pattern``, or like ``pattern`` with ``:axis``."""
-
-        def like(value: ir.Value, axis: int) -> bool:
-            name = plan_name(value)
-            return fnmatch.fnmatch(name, pattern) or fnmatch.fnmatch(f"{name}:{axis}", pattern)
-
-        hit = [group for group in self.groups if any(like(value, axis) for value, axis in group.members)]
-        names = [plan_name(value) for value in self.coupling.constants]
-        if not hit and not any(fnmatch.fnmatch(name, pattern) for name in names):
-            raise UsageError(f"{what} '{pattern}' matches no tensor of the model{nearest(pattern, names)}")
-        return hit
-
-    def sorted(self, group: Group) -> NDArray[np.int64]:
-        """A group's units in the order in which they go."""
-        return group.units[np.argsort(self.scores[group.units], kind="stable")]
-
-    def aligned(self, removed: NDArray[np.int64]) -> NDArray[np.int64]:
-        """How many units each group loses, within its limit and with a kept width that is aligned."""
-        removed = np.minimum(removed, self.limit)
-        if (self.steps > 1).any():
-            kept = self.sizes - removed
-            up = -(-kept // self.steps) * self.steps
-            down = kept // self.steps * self.steps
-            near = np.where((up - kept <= kept - down) | (down == 0), up, down)
-            removed = np.maximum(self.sizes - near, 0)
-        return removed
-
-    def align_to(self, step: int) -> None:
-        """Keep widths to multiples of so many indices: fewer units where each has several, as a head has."""
-        for group in self.groups:
-            # A unit has most indices where axes are merged; the axis that it has fewest of says the layer's width.
-            own = [self.coupling.rows(value, axis) for value, axis in group.members]
-            per = min((int((rows == group.units[0]).any(axis=1).sum()) for rows in own), default=1)
-            self.steps[group.id] = step // math.gcd(step, max(per, 1))
-
-    def mask(self, removed: NDArray[np.int64]) -> Mask:
-        """Dead units, given how many each group loses (lowest scores first), aligned and repaired."""
-        return self.repair(self.lowest(self.aligned(removed)))
-
-    def lowest(self, removed: NDArray[np.int64]) -> Mask:
-        """The units of lowest score, as many as each group loses."""
-        return (self.rank >= 0) & (self.rank < removed[self.coupling.group_of])
-
-    def repair(self, dead: Mask) -> Mask:
-        """No axis may lose all its indices, also where families share it in an irregular way."""
-        gone = np.append(dead, False)
-        for rows in self._crossed:
-            if gone[rows].any(axis=1).all():
-                alive = np.where(rows >= 0, np.append(self.scores, 0.0)[rows], 0.0).sum(axis=1)
-                best = rows[int(alive.argmax())]
-                gone[best[best >= 0]] = False
-        return gone[:-1]
-
-    def first(self, k: int) -> Mask:
-        """The first ``k`` units of the order dead."""
-        return self.mask(self.counts(k))
-
-    def counts(self, k: int) -> NDArray[np.int64]:
-        """Units that each group loses when the first ``k`` of the order go."""
-        return np.bincount(self.coupling.group_of[self.order[:k]], minlength=len(self.sizes))
-
-    def near(self, k: int) -> Iterator[Mask]:
-        """As ``first``, with a step more or less in one group; all such choices, of 256 groups at most."""
-        counts = self.counts(k)
-        for group in self.groups[:256]:
-            for sign in (-1, 1):
-                other = counts.copy()
-                other[group.id] = max(0, counts[group.id] + sign * self.steps[group.id])
-                yield self.mask(other)
-
-    def by_rate(self, rate: float) -> Mask:
-        """Remove that share of the prunable indices."""
-        if self.sharing == "uniform":
-            return self.mask(self._uniform(rate))
-        weight = self.coupling.weight
-        wanted = rate * self.indices() if self.quota is None else self.quota.indices
-        return self.first(int(np.searchsorted(np.cumsum(weight[self.order]), wanted, side="right")))
-
-    def indices(self) -> int:
-        """Prunable indices of weight axes, in all groups that may be cut."""
-        return sum(int(self.coupling.weight[group.units].sum()) for group in self.groups)
-
-    def _uniform(self, rate: float) -> NDArray[np.int64]:
-        """Units to remove in each group; roundings of groups that follow each other make up for one another.
-
-        Where two families share an axis and both are cut, each loses 1 - sqrt(1 - rate), so that the rate
-        holds for the indices.
-        """
-        removed = np.zeros(len(self.sizes), np.int64)
-        carry = 0.0
-        for group in self.groups:
-            own = self.rates.get(group.id, rate)
-            share = 1 - np.sqrt(1 - own) if self.both and group.shared else own
-            gone = self.gone[group.id]
-            if gone[-1] != len(gone) * gone[0] or (np.diff(gone) != gone[0]).any():
-                # Units of several sizes: the rate counts indices, so the nearest sum of sizes.
-                removed[group.id] = int(np.abs(np.append(0, gone) - share * gone[-1]).argmin())
-                continue
-            exact = share * len(group.units)
-            removed[group.id] = int(np.floor(exact + carry + 0.5)) if abs(carry) < 1 else round(exact)
-            removed[group.id] = min(max(removed[group.id], int(np.floor(exact))), int(np.ceil(exact)))
-            carry += exact - removed[group.id]
-            carry = min(max(carry, -0.5), 0.5)
-        return removed
