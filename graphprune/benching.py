@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from graphprune import shapes as inference
 from graphprune import timing, trtexec
 from graphprune.backends import onnx as writer
+from graphprune.backends import openvino
 from graphprune.backends.runtimes import Engine, LayerTime, Runtime, find
 from graphprune.calibration import input_specs, vocabulary
 from graphprune.errors import ModelError, UsageError
@@ -128,7 +129,7 @@ def bench(
     Parameters
     ----------
     *models
-        Paths of ``.onnx`` files or models in memory; or of JSON files that trtexec wrote on a device.
+        Paths of ``.onnx`` files, for OpenVINO of ``.xml`` files too, or models in memory; or of JSON files that trtexec wrote on a device.
     runtime
         ``onnxruntime``, ``openvino`` or ``tensorrt``.
     threads
@@ -171,7 +172,10 @@ def bench(
     if runs is None:
         runs, seconds = (RUNS, SECONDS) if seconds is None else (MOST_RUNS, seconds)
     sources = [runnable(model) for model in models]
-    feeds = [feed_of(source, shapes, batch, seed) for source in sources]
+    for source in sources:
+        if openvino.is_ir(source) and found.name != "openvino":
+            raise UsageError(f"'{source}' is OpenVINO's IR, which {found.name} does not read: give --runtime openvino")
+    feeds = feeds_of(sources, shapes, batch, seed)
     _check_shapes(shapes, feeds)
     names = [str(model) if isinstance(model, (str, os.PathLike)) else f"model {n + 1}" for n, model in enumerate(models)]
     with timing.pinned(threads) as processors:
@@ -240,6 +244,33 @@ def runnable(model: Source) -> bytes | Path:
     if isinstance(model, bytes):
         return model
     return model.SerializeToString() if isinstance(model, onnx.ModelProto) else writer.to_bytes(model)
+
+
+def feeds_of(
+    sources: Sequence[bytes | Path], shapes: Mapping[str, tuple[int, ...]] | None, batch: int | None, seed: int
+) -> list[Feed]:
+    """Made-up inputs of each model; an IR, whose graph is not looked into, takes the sizes of the ONNX files beside it."""
+    found: dict[int, Feed] = {}
+    for n, source in enumerate(sources):
+        if not openvino.is_ir(source):
+            found[n] = feed_of(source, shapes, batch, seed)
+    sizes = {name: array.shape for feed in found.values() for name, array in feed.items()} | dict(shapes or {})
+    for n, source in enumerate(sources):
+        if n not in found:
+            found[n] = feed_of(_inputs_alone(Path(str(source))), sizes, batch, seed)
+    return [found[n] for n in range(len(sources))]
+
+
+def input_names(path: str) -> list[str]:
+    """Names of a model's inputs, in order."""
+    return [spec.name for spec in (openvino.specs(Path(path)) if openvino.is_ir(path) else input_specs(load(path).model))]
+
+
+def _inputs_alone(path: Path) -> ir.Model:
+    """A model of the inputs of an IR and nothing else."""
+    specs = openvino.specs(path)
+    inputs = [ir.Value(name=s.name, shape=ir.Shape(s.shape), type=ir.TensorType(ir.DataType.from_numpy(s.dtype))) for s in specs]
+    return ir.Model(ir.Graph(inputs, [], nodes=[], opset_imports={"": 20}), ir_version=10)
 
 
 def feed_of(

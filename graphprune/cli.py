@@ -119,7 +119,7 @@ def _shape_option(command: Callable[..., Any]) -> Callable[..., Any]:
 @cli.command()
 @click.argument("model")
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path),
-              help="Where to write; default MODEL.pruned.onnx, in the current folder.")  # fmt: skip
+              help="Where to write; default MODEL.pruned.onnx, in the current folder. OUT.xml: OpenVINO's IR.")  # fmt: skip
 @click.option("--pass", "passes", multiple=True, metavar="NAME[{opt=val,...}]",
               help="Criteria to score by (see 'graphprune passes'). Default l1.")  # fmt: skip
 @click.option("--combine", metavar="WAY",
@@ -159,6 +159,7 @@ def _shape_option(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--threads", type=int, metavar="N", help="Threads that latency is measured on. Default: all processors.")
 @click.option("--latency-from", type=click.Path(dir_okay=False), metavar="FILE",
               help="A device's profile of MODEL, by trtexec --exportProfile: latency is estimated for that device.")  # fmt: skip
+@click.option("--compress-to-fp16", is_flag=True, help="For -o OUT.xml: store weights as float16.")
 @click.option("--force", is_flag=True, help="Write a cut under a latency budget that is no faster by measurement too.")
 @click.option("--dynamic-batch", is_flag=True, help="For torch modules: leave the batch of the written graph open.")
 @click.option("--seed", type=int, default=0, show_default=True)
@@ -169,13 +170,14 @@ def _shape_option(command: Callable[..., Any]) -> Callable[..., Any]:
 @_shape_option
 @click.pass_context
 def run(ctx: click.Context, /, model: str, output: Path | None, report: Path | None, recipe: str | None,
-        dump_recipe: str | None, as_json: bool, device: str, dynamic_batch: bool,
+        dump_recipe: str | None, as_json: bool, device: str, dynamic_batch: bool, compress_to_fp16: bool,
         **given: Any) -> None:  # fmt: skip
     """Cut MODEL, prove the cut, write OUT.onnx and OUT.plan.json (and a report, if asked).
 
     MODEL is an .onnx file; or, with torch installed, package.module:factory, a function that gives an nn.Module, or the
     module and its example inputs.
     """
+    from graphprune.backends.openvino import is_ir
     from graphprune.frontends.factory import stem_of
     from graphprune.options import Options
     from graphprune.pipeline import prune
@@ -197,12 +199,14 @@ def run(ctx: click.Context, /, model: str, output: Path | None, report: Path | N
         _dump(dump_recipe, model, Options(**options))
         return
     output = Path(f"{stem_of(model)}.pruned.onnx") if output is None else output
-    check_output(model, output, report)
+    check_output(model, output, report, runtimes=True)
+    if compress_to_fp16 and not is_ir(output):
+        raise click.UsageError(f"--compress-to-fp16 is for OpenVINO's IR: give -o OUT.xml, not {output}")
     with Display(quiet=as_json) as display:
         result = prune(model, progress=display.progress, dynamic_batch=dynamic_batch, **options)
         display.progress("writing", 0.0)
         # Of several processes that train together the first one writes.
-        files = result.save(output, report) if is_main() else []
+        files = result.save(output, report, compress_to_fp16=compress_to_fp16) if is_main() else []
     if not is_main():
         return
     if as_json:

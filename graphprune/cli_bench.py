@@ -28,18 +28,18 @@ def bench(models: tuple[str, ...], runtime: str, threads: int | None, runs: int 
           plot: Path | None) -> None:  # fmt: skip
     """Time MODELs side by side, in turns; ratios are to the first.
 
-    A MODEL is an .onnx file, or a JSON file that trtexec wrote on a device (--exportTimes, --exportProfile).
+    A MODEL is an .onnx file, with --runtime openvino an OpenVINO IR (.xml) too, or a JSON file that trtexec wrote on a device
+    (--exportTimes, --exportProfile).
     """
     from graphprune.benching import bench as measure
-    from graphprune.calibration import input_specs
-    from graphprune.frontends.onnx import load
+    from graphprune.benching import input_names
     from graphprune.inputs import parse_shapes
     from graphprune.printing_bench import print_bench
 
     sizes = {}
     if shapes:
         bare = any("=" not in text for text in shapes)
-        sizes = parse_shapes(shapes, [spec.name for spec in input_specs(load(models[0]).model)] if bare else None)
+        sizes = parse_shapes(shapes, input_names(models[0]) if bare else None)
     found = measure(
         *models, runtime=runtime, threads=threads, runs=runs, seconds=seconds, shapes=sizes, batch=batch, clock=clock,
         profile=profile, seed=seed,

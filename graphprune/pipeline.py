@@ -18,6 +18,7 @@ import onnx_ir as ir
 
 from graphprune import combine, gradients
 from graphprune.backends import onnx as writer
+from graphprune.backends import openvino
 from graphprune.calibration import samples_for
 from graphprune.errors import GraphPruneError, OutputError, UsageError
 from graphprune.feeding import feed_size, fitting_feeds, samples_in
@@ -26,7 +27,7 @@ from graphprune.frontends import factory
 from graphprune.frontends.onnx import SOURCE_FILES, Loaded, check_finite, load, weights_of
 from graphprune.options import Options, as_tuple
 from graphprune.passes.base import Pass, State
-from graphprune.passes.verify import run_all
+from graphprune.passes.verify import Verify, run_all
 from graphprune.plan import Plan, plan_path
 from graphprune.plugins import discover
 from graphprune.spec import instantiate, parse_pass_spec
@@ -95,26 +96,43 @@ class Result:
         assert self.state.plan is not None
         return self.state.plan
 
-    def save(self, path: str | os.PathLike[str], report: str | os.PathLike[str] | None = None) -> list[Path]:
+    def save(
+        self, path: str | os.PathLike[str], report: str | os.PathLike[str] | None = None, *, compress_to_fp16: bool = False,
+    ) -> list[Path]:  # fmt: skip
         """Write ``path``, its ``.plan.json`` and, if asked, a ``report`` (see :meth:`report`): all or none.
 
-        A ``path`` that ends in ``.safetensors`` gets the weights of the torch module, for :func:`graphprune.load`; any other
-        the smaller model as ONNX.
+        A ``path`` that ends in ``.safetensors`` gets the weights of the torch module, for :func:`graphprune.load`; one that ends
+        in ``.xml`` OpenVINO's IR, with a ``.bin`` beside it, compared in OpenVINO with ONNX Runtime first; any other the smaller
+        model as ONNX.
+
+        Parameters
+        ----------
+        compress_to_fp16
+            Store the weights of an IR as float16.
 
         Raises
         ------
         OutputError
             One of them cannot be written, or would overwrite the source.
+        VerificationError
+            An IR does not give what the model gives in ONNX Runtime.
         """
         path = Path(path)
+        if compress_to_fp16 and not openvino.is_ir(path):
+            raise UsageError(f"compress_to_fp16 is for OpenVINO's IR, a name that ends in .xml, not for '{path}'")
         with self._transaction() as transaction:
-            files = self._stage(path, transaction)
+            files = self._stage(path, transaction, compress_to_fp16)
             transaction.write(plan_path(path), self.plan.dumps().encode())
             if report is not None:
                 self._stage_report(report, transaction)
             return [*files, plan_path(path), *([] if report is None else [Path(report)])]
 
-    def _stage(self, path: Path, transaction: writer.Transaction) -> list[Path]:
+    def _stage(self, path: Path, transaction: writer.Transaction, compress_to_fp16: bool) -> list[Path]:
+        if openvino.is_ir(path):
+            feeds = list(samples_for(self.state, n=Verify().count(self.state)))
+            files, proof = openvino.stage(self.ir, path, transaction, feeds, compress_to_fp16=compress_to_fp16)
+            self.plan.verify["openvino"] = proof
+            return files
         if path.suffix != ".safetensors":
             return writer.stage(self.ir, path, transaction)
         if self.state.loaded.torch is None:

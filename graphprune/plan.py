@@ -114,7 +114,7 @@ class Plan:
 def plan_path(model_path: str | os.PathLike[str]) -> Path:
     """Where the plan of ``out.onnx`` lies: ``out.plan.json``."""
     path = Path(model_path)
-    return path.with_name((path.stem if path.suffix in (".onnx", ".safetensors") else path.name) + ".plan.json")
+    return path.with_name((path.stem if path.suffix in (".onnx", ".safetensors", ".xml") else path.name) + ".plan.json")
 
 
 def _is_indices(value: Any) -> bool:

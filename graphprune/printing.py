@@ -97,6 +97,13 @@ def print_result(result: Result, files: list[Path]) -> None:
         f"output's maximum (allowed {check['tolerance']:g}); {check['exact_units']} exact, "
         f"{check['inexact_units']} inexact units removed"
     )
+    if "openvino" in check:
+        one = check["openvino"]
+        console.print(
+            f"[bold green]proved[/]: OpenVINO {one['version']} gives what ONNX Runtime gives, largest difference "
+            f"{one['max_rel_error']:.1e} of an output's maximum (allowed {one['tolerance']:g})"
+            + (", weights stored as float16" if one["compress_to_fp16"] else "")
+        )
     _print_recovery(console, plan.recovery)
     _print_fidelity(console, plan)
     for note in state.notes:

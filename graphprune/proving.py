@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
+from graphprune.backends import openvino
 from graphprune.errors import DataError, ModelError, UsageError, VerificationError
-from graphprune.passes.verify import Verify, compare, run_all, tolerance_of
+from graphprune.inputs import Feed
+from graphprune.passes.base import State
+from graphprune.passes.verify import TOLERANCE, Verify, compare, run_all, tolerance_of
 from graphprune.pipeline import load_any
 from graphprune.plan import Plan, plan_path
 from graphprune.replay import replay
@@ -18,6 +22,8 @@ from graphprune.replay import replay
 
 def verify(source: Any, cut: str | os.PathLike[str], plan: str | os.PathLike[str] | None = None) -> dict[str, Any]:
     """Prove that a cut model on disk equals the masked original of its source, by the plan beside it.
+
+    An ``.onnx`` file runs in ONNX Runtime, OpenVINO's IR (``.xml``) in OpenVINO.
 
     Returns
     -------
@@ -36,21 +42,23 @@ def verify(source: Any, cut: str | os.PathLike[str], plan: str | os.PathLike[str
     if recorded and loaded.sha256 and recorded != loaded.sha256:
         raise UsageError("the source is not the file the plan was made from (sha256 differs): give the original")
     state = replay(loaded, read)
-    given = load_any(cut).model
-    _check_ends(state.model, given)
     assert state.rewriter is not None and state.cut is not None and state.plan is not None
     if state.plan.tensors != {k: {"shape": list(v["shape"]), "kept": v["kept"]} for k, v in read.tensors.items()}:
         raise VerificationError("the plan is not one that this model's coupling allows: some tensors are cut alone")
     # A recovered model computes something else by intention: what is proved is the cut that it started from.
     recovery = read.recovery if isinstance(read.recovery, Mapping) else {}
     changed, dropped = (frozenset(map(str, recovery.get(key) or ())) for key in ("tensors", "dropped"))
-    _check_weights(state.cut, given, changed, dropped)
     from graphprune.calibration import samples_for
     from graphprune.masking import masked_original
 
     check = Verify()
     feeds = list(samples_for(state, n=check.count(state)))
     masked = masked_original(state.rewriter)
+    if openvino.is_ir(cut):
+        return _verify_ir(state, masked, Path(cut), read, changed, feeds)
+    given = load_any(cut).model
+    _check_ends(state.model, given)
+    _check_weights(state.cut, given, changed, dropped)
     try:
         for outputs in run_all(given, feeds if changed else feeds[:1]):
             _check_finite_outputs(outputs, changed)
@@ -64,6 +72,37 @@ def verify(source: Any, cut: str | os.PathLike[str], plan: str | os.PathLike[str
     if not report["passed"]:
         raise VerificationError(f"output '{where}' differs by {worst:.2g} of its maximum (allowed {allowed:g})")
     return report
+
+
+def _verify_ir(
+    state: State, masked: ir.Model, path: Path, plan: Plan, changed: frozenset[str], feeds: Sequence[Feed],
+) -> dict[str, Any]:  # fmt: skip
+    """The same for OpenVINO's IR: constants that have kept their names, and the outputs in OpenVINO."""
+    assert state.cut is not None and state.plan is not None
+    written = plan.verify.get("openvino") or {}
+    compressed = bool(written.get("compress_to_fp16"))
+    found = openvino.constants(path)
+    for (number, name), value in _constants(state.cut).items():
+        mine, other = value.const_value, found.get(name)
+        if number or mine is None or other is None:
+            continue  # of another graph, or folded by OpenVINO: the outputs tell
+        if tuple(mine.shape) != other.shape:
+            raise VerificationError(f"tensor '{name}' has shape {list(other.shape)} where the plan gives {list(mine.shape)}")
+        array = mine.numpy().astype(other.dtype) if compressed else mine.numpy()
+        if name not in changed and other.dtype == array.dtype and not np.array_equal(array, other, equal_nan=array.dtype.kind == "f"):
+            raise VerificationError(f"tensor '{name}' does not hold the source's values at the kept indices")
+    if changed:
+        # What recovery made has no masked original: the cut that it started from is proved, and that the file runs.
+        for feed in feeds:
+            _check_finite_outputs(openvino.Compiled(path).run(feed), changed)
+        worst, where = compare(masked, state.cut, feeds)
+        allowed = tolerance_of(state.model)
+        if not worst <= allowed:
+            raise VerificationError(f"output '{where}' differs by {worst:.2g} of its maximum (allowed {allowed:g})")
+        proof: dict[str, Any] = {"max_rel_error": worst, "tolerance": allowed}
+    else:
+        proof = openvino.prove(masked, path, feeds, TOLERANCE["float16"] if compressed else None)
+    return {**state.plan.verify, **proof, "passed": True, "recovered": len(changed)}
 
 
 def _check_ends(source: ir.Model, given: ir.Model) -> None:

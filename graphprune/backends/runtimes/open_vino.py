@@ -13,6 +13,8 @@ from graphprune.errors import ModelError, UsageError
 _WARM = 2
 #: A node whose bias became a step of its own keeps its name with this behind it.
 _SPLIT = "/WithoutBiases"
+#: What a step of the compiled model tells of the nodes that it does.
+_OF = "originalLayersNames"
 #: Steps that only change how a tensor lies in memory.
 _LAYOUT = frozenset({"Reorder"})
 #: Entries of a profile that do nothing.
@@ -59,24 +61,44 @@ class OpenVino:
     def profile(
         self, model: bytes | Path, feed: Feed, threads: int, runs: int, *, named: bool = True
     ) -> list[LayerTime]:
-        request = self._compile(model, threads, profiled=True).create_infer_request()
+        compiled = self._compile(model, threads, profiled=True)
+        origins = self._origins(compiled, model) if named else {}
+        request = compiled.create_infer_request()
         taken: dict[str, tuple[str, list[float]]] = {}
         for run in range(_WARM + runs):
             request.infer(dict(feed))
             for info in request.profiling_info if run >= _WARM else ():
                 ms = info.real_time.total_seconds() * 1e3
                 if info.node_type not in _IDLE and ms > 0:
-                    taken.setdefault(info.node_name.removesuffix(_SPLIT), (str(info.node_type), []))[1].append(ms)
+                    name = origins.get(info.node_name, info.node_name).removesuffix(_SPLIT)
+                    taken.setdefault(name, (str(info.node_type), []))[1].append(ms)
         return [
             LayerTime(name, op, float(np.median(times)), min(times), op in _LAYOUT) for name, (op, times) in taken.items()
         ]
+
+    def _origins(self, compiled: Any, model: bytes | Path) -> dict[str, str]:
+        """Steps of the compiled model -> the first of the model's own nodes that each does.
+
+        A convolution that a normalisation is folded into gets a name that OpenVINO makes up; the plan still lists what it is of.
+        """
+        own = {op.get_friendly_name().removesuffix(_SPLIT) for op in self._read(model).get_ops()}
+        found = {}
+        for op in compiled.get_runtime_model().get_ops():
+            info = op.get_rt_info()
+            names = str(info[_OF].astype(str)).split(",") if _OF in info else []
+            name = next((name for name in names if name.removesuffix(_SPLIT) in own), None)
+            if name is not None:
+                found[op.get_friendly_name()] = name
+        return found
+
+    def _read(self, model: bytes | Path) -> Any:
+        return self._core.read_model(model if isinstance(model, bytes) else str(model))
 
     def _compile(self, model: bytes | Path, threads: int, *, profiled: bool) -> Any:
         hints = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY",
                  "INFERENCE_PRECISION_HINT": "f32", "PERF_COUNT": profiled}  # fmt: skip
         try:
-            read = self._core.read_model(model if isinstance(model, bytes) else str(model))
-            return self._core.compile_model(read, "CPU", hints)
+            return self._core.compile_model(self._read(model), "CPU", hints)
         except RuntimeError as error:
             what = "the model" if isinstance(model, bytes) else f"'{model}'"
             raise ModelError(f"OpenVINO {self.version} cannot load {what}: {' '.join(str(error).split())[:400]}") from error
