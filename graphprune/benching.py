@@ -129,7 +129,8 @@ def bench(
     Parameters
     ----------
     *models
-        Paths of ``.onnx`` files, for OpenVINO of ``.xml`` files too, or models in memory; or of JSON files that trtexec wrote on a device.
+        Paths of ``.onnx`` files, for OpenVINO of ``.xml`` files too, or models in memory; or of JSON files that trtexec wrote
+        on a device.
     runtime
         ``onnxruntime``, ``openvino`` or ``tensorrt``.
     threads
@@ -174,7 +175,7 @@ def bench(
     sources = [runnable(model) for model in models]
     for source in sources:
         if openvino.is_ir(source) and found.name != "openvino":
-            raise UsageError(f"'{source}' is OpenVINO's IR, which {found.name} does not read: give --runtime openvino")
+            raise UsageError(f"'{Path(str(source))}' is OpenVINO's IR, which {found.name} does not read: give --runtime openvino")
     feeds = feeds_of(sources, shapes, batch, seed)
     _check_shapes(shapes, feeds)
     names = [str(model) if isinstance(model, (str, os.PathLike)) else f"model {n + 1}" for n, model in enumerate(models)]

@@ -89,7 +89,8 @@ def _verify_ir(
         if tuple(mine.shape) != other.shape:
             raise VerificationError(f"tensor '{name}' has shape {list(other.shape)} where the plan gives {list(mine.shape)}")
         array = mine.numpy().astype(other.dtype) if compressed else mine.numpy()
-        if name not in changed and other.dtype == array.dtype and not np.array_equal(array, other, equal_nan=array.dtype.kind == "f"):
+        alike = other.dtype != array.dtype or np.array_equal(array, other, equal_nan=array.dtype.kind == "f")
+        if name not in changed and not alike:
             raise VerificationError(f"tensor '{name}' does not hold the source's values at the kept indices")
     if changed:
         # What recovery made has no masked original: the cut that it started from is proved, and that the file runs.

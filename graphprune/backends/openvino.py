@@ -1,4 +1,4 @@
-"""OpenVINO IR, ``out.xml`` and ``out.bin`` (extra ``graphprune[openvino]``): written only when its outputs are those of ONNX Runtime.
+"""OpenVINO IR, ``out.xml`` and ``out.bin`` (extra ``graphprune[openvino]``), written when its outputs are those of ONNX Runtime.
 
 The file is read by OpenVINO's own ONNX frontend and written as it was read: constants keep their names and, unless they are
 compressed, their bits; dynamic axes stay dynamic. What OpenVINO fuses and folds, it does when the file is compiled.
@@ -7,6 +7,7 @@ compressed, their bits; dynamic axes stay dynamic. What OpenVINO fuses and folds
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -67,15 +68,14 @@ class Compiled:
     def __init__(self, path: Path, also: Sequence[str] = ()) -> None:
         openvino = need(f"'{path}'")
         self._path = path
+        self.model = _read(path)
         try:
-            core = openvino.Core()
-            self.model: Any = core.read_model(str(path))
             given = {name for port in self.model.outputs for name in port.get_names()}
             known = {name for op in self.model.get_ops() for port in op.outputs() for name in port.get_names()}
             self.model.add_outputs([name for name in dict.fromkeys(also) if name in known - given])
-            self._request = core.compile_model(self.model, "CPU", _EXACT).create_infer_request()
+            self._request = openvino.Core().compile_model(self.model, "CPU", _EXACT).create_infer_request()
         except RuntimeError as error:
-            raise ModelError(f"OpenVINO {version(openvino)} cannot load '{path}': {_said(error)}") from error
+            raise ModelError(f"OpenVINO {version(openvino)} cannot compile '{path}': {_said(error)}") from error
 
     def run(self, feed: Feed) -> dict[str, np.ndarray[Any, Any]]:
         """Outputs by each of their names."""
@@ -100,13 +100,8 @@ def specs(path: Path) -> list[InputSpec]:
     ModelError
         It cannot be read.
     """
-    openvino = need(f"'{path}'")
-    try:
-        model = openvino.Core().read_model(str(path))
-    except RuntimeError as error:
-        raise ModelError(f"OpenVINO {version(openvino)} cannot read '{path}': {_said(error)}") from error
     found = []
-    for port in model.inputs:
+    for port in _read(path).inputs:
         dims = tuple(d.get_length() if d.is_static else None for d in port.get_partial_shape())
         found.append(InputSpec(_name(port), np.dtype(port.get_element_type().to_dtype()), dims))
     return found
@@ -114,8 +109,7 @@ def specs(path: Path) -> list[InputSpec]:
 
 def constants(path: Path) -> dict[str, np.ndarray[Any, Any]]:
     """Constants of an IR by name."""
-    model = need(f"'{path}'").Core().read_model(str(path))
-    return {op.get_friendly_name(): op.data for op in model.get_ops() if op.get_type_name() == "Constant"}
+    return {op.get_friendly_name(): op.data for op in _read(path).get_ops() if op.get_type_name() == "Constant"}
 
 
 def stage(
@@ -152,7 +146,8 @@ def stage(
         try:
             openvino.save_model(openvino.Core().read_model(str(source)), str(written), compress_to_fp16=compress_to_fp16)
         except RuntimeError as error:
-            raise ModelError(f"OpenVINO {version(openvino)} does not take the model: {_said(error)}. Nothing was written") from error
+            said = f"OpenVINO {version(openvino)} does not take the model: {_said(error)}"
+            raise ModelError(f"{said}. Nothing was written") from error
         proof = prove(model, written, feeds, TOLERANCE["float16"] if compress_to_fp16 else None)
         for file in files:
             with (Path(folder) / f"model{file.suffix}").open("rb") as given, transaction.open(file) as taken:
@@ -195,6 +190,14 @@ def prove(model: ir.Model, path: Path, feeds: Sequence[Feed], tolerance: float |
     return {"max_rel_error": worst, "tolerance": allowed, "samples": len(feeds)}
 
 
+def _read(path: Path) -> Any:
+    openvino = need(f"'{path}'")
+    try:
+        return openvino.Core().read_model(str(path))
+    except RuntimeError as error:
+        raise ModelError(f"OpenVINO {version(openvino)} cannot read '{path}': {_said(error)}") from error
+
+
 def _difference(wanted: Mapping[str, Any], found: Mapping[str, Any], name: str, inner: str | None) -> float:
     """That of one output; what goes into a saturating function decides where both have it."""
     if name not in found:
@@ -213,5 +216,7 @@ def _name(port: Any) -> str:
 
 def _said(error: Exception) -> str:
     """An exception of the runtime in one line, without the places in its own code."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith(("Exception from", "Check '"))]
+    if unknown := re.search(r"No conversion rule found for operations: (.*)", str(error)):
+        return f"it has no {unknown[1].strip()}"
+    lines = [line for line in str(error).splitlines() if not line.startswith(("Exception from", "Check '"))]
     return " ".join(" ".join(lines).split())[:400].rstrip(".")

@@ -17,7 +17,7 @@ from graphprune.latency.layers import Micro
 
 Array = NDArray[np.float64]
 #: Raised when what is measured, or how, changes: times on disk are of one kind only.
-KIND = 1
+KIND = 2
 #: Widths of each dimension, as shares of the source's, by how many dimensions change.
 SHARES = {1: (0.1, 0.25, 0.4, 0.55, 0.7, 0.85), 2: (0.1, 0.35, 0.65), 3: (0.2, 0.6)}
 #: Milliseconds that a point is measured for about, and bounds of its runs.
