@@ -34,11 +34,11 @@ from graphprune.spec import instantiate, parse_pass_spec
 
 Progress = Callable[[str, float], None]
 
-#: The passes of every run, in order; scoring passes stand between ``couple`` and ``select``.
 #: Bytes of weights up to which a report times the models.
 LARGEST_TIMED = 1 << 30
 #: Share of the samples that only judge, as in a recovery.
 HELD_OUT = 0.2
+#: The passes of every run, in order; scoring passes stand between ``couple`` and ``select``.
 BEFORE = ("canonicalize", "couple")
 AFTER = ("select", "rewrite", "verify")
 
