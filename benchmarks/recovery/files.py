@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 from pathlib import Path
 from typing import Any
@@ -28,11 +29,13 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def note(path: Path, name: str, entry: dict[str, Any]) -> None:
-    """Put ``entry`` under ``name`` into the JSON file ``path``; a run that is stopped leaves the file whole."""
-    entries = read(path) | {name: entry}
+    """Put ``entry`` under ``name`` into the JSON file ``path``: whole even if the run is stopped, by several runs in turn."""
     part = path.with_suffix(".part")
-    part.write_text(json.dumps(entries, indent=1) + "\n")
-    part.replace(path)
+    with path.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        entries = read(path) | {name: entry}
+        part.write_text(json.dumps(entries, indent=1) + "\n")
+        part.replace(path)
 
 
 def logits(model: str | Path | bytes, images: NDArray[np.float32], threads: int = 1, batch: int = 500) -> NDArray[np.float32]:
