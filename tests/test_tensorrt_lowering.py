@@ -15,7 +15,7 @@ import graphprune as gp
 from graphprune.backends.onnx import to_proto
 from graphprune.backends.tensorrt import Lowered, build, check, lower, prove
 from graphprune.backends.tensorrt.lowering import IR_VERSIONS
-from graphprune.backends.tensorrt.proof import samples
+from graphprune.backends.tensorrt.proof import Source, samples
 from graphprune.devices import Target, operator, resolve
 from graphprune.errors import VerificationError
 from graphprune.frontends.onnx import load
@@ -40,7 +40,7 @@ def lowered_and_proved(proto: onnx.ModelProto, key: str) -> Lowered:
     lowered = lower(source, target(key))
     bad = [v for v in lowered.verdicts if v.status == "unsupported"]
     assert not bad, bad
-    proof = prove(source, lowered, list(samples(source, n=2, shapes={})))
+    proof = prove(Source(source, list(samples(source, n=2, shapes={}))), lowered)
     assert proof["compared"]
     return lowered
 
@@ -84,7 +84,7 @@ def test_dynamic_axes_stay_dynamic() -> None:
     source = load(NETS["transformer"]).model
     for sizes in ((1, 5, 16), (3, 9, 16)):
         feed = {"x": np.random.default_rng(1).standard_normal(sizes).astype(np.float32)}
-        assert prove(source, lowered, [feed])["max_rel_error"] < 1e-4
+        assert prove(Source(source, [feed]), lowered)["max_rel_error"] < 1e-4
 
 
 def test_int64_is_brought_into_range() -> None:
@@ -117,7 +117,7 @@ def test_nms_becomes_the_plugin_and_its_inputs_are_proved() -> None:
     scores = plugin.inputs[1]
     assert scores is not None and list(lowered.context.facts.shape(scores) or ()) == [1, 16, 3]  # type: ignore[union-attr]
     source = load(detector()).model
-    assert set(prove(source, lowered, list(samples(source, n=1, shapes={})))["compared"]) == {"feature", "boxes", "scores"}
+    assert set(prove(Source(source, list(samples(source, n=1, shapes={}))), lowered)["compared"]) == {"feature", "boxes", "scores"}
 
 
 def test_nms_is_native_from_8_5_and_raw_heads_cut_it() -> None:
@@ -126,7 +126,7 @@ def test_nms_is_native_from_8_5_and_raw_heads_cut_it() -> None:
     for key in ("8.2", "10.3"):
         cut = lower(source, target(key), raw_heads=True)
         assert [v.name for v in cut.model.graph.outputs] == ["feature", "boxes", "scores"]
-        assert prove(source, cut, list(samples(source, n=1, shapes={})))["max_rel_error"] < 1e-4
+        assert prove(Source(source, list(samples(source, n=1, shapes={}))), cut)["max_rel_error"] < 1e-4
 
 
 def test_uint8_becomes_int8() -> None:
@@ -141,7 +141,7 @@ def test_the_proof_sees_a_wrong_lowering() -> None:
     node = next(n for n in lowered.model.graph if n.op_type == "Tanh")
     node.op_type = "Sigmoid"
     with pytest.raises(VerificationError, match=r"differs from its source.*first at"):
-        prove(source, lowered, list(samples(source, n=1, shapes={})))
+        prove(Source(source, list(samples(source, n=1, shapes={}))), lowered)
 
 
 def test_what_no_version_takes_is_named_with_advice() -> None:
@@ -176,7 +176,7 @@ def test_an_old_opset_is_raised() -> None:
     source = load(proto).model
     lowered = lower(source, target("10.3"))
     assert lowered.model.graph.opset_imports[""] == 13
-    assert prove(source, lowered, list(samples(source, n=1, shapes={})))["max_rel_error"] == 0
+    assert prove(Source(source, list(samples(source, n=1, shapes={}))), lowered)["max_rel_error"] == 0
 
 
 def test_the_source_is_not_changed() -> None:
@@ -192,7 +192,7 @@ def test_a_cut_model_is_lowered(key: str, digits: Path) -> None:
     cut = gp.prune(digits, passes=["l1"], rate=0.5, scope="group").model
     lowered = lower(cut, target(key))
     assert not [v for v in lowered.verdicts if v.status == "unsupported"]
-    assert prove(cut, lowered, list(samples(cut, n=2, shapes={})))["max_rel_error"] < 1e-4
+    assert prove(Source(cut, list(samples(cut, n=2, shapes={}))), lowered)["max_rel_error"] < 1e-4
 
 
 def test_bodies_are_lowered_too() -> None:
@@ -205,7 +205,7 @@ def test_bodies_are_lowered_too() -> None:
     assert not {"Mish", "HardSwish"} & ops(lowered)
     for chosen in (True, False):
         feed = {"x": np.random.default_rng(0).standard_normal((2, 4)).astype(np.float32), "c": np.array(chosen)}
-        assert prove(source, lowered, [feed])["max_rel_error"] < 1e-4
+        assert prove(Source(source, [feed]), lowered)["max_rel_error"] < 1e-4
 
 
 def test_functions_and_large_weights(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from graphprune.backends.tensorrt import check, lower, prove
-from graphprune.backends.tensorrt.proof import samples
+from graphprune.backends.tensorrt.proof import Source, samples
 from graphprune.devices import resolve
 from graphprune.frontends.onnx import load
 from tests.patterns import PATTERNS, Pattern
@@ -31,7 +31,7 @@ def test_lowered_and_proved_or_refused(pattern: Pattern, jetpack: str) -> None:
         assert all(v.reason and v.advice for v in bad)
         return
     if pattern.name not in UNFED:
-        prove(source, lowered, list(samples(source, n=1, shapes={})))
+        prove(Source(source, list(samples(source, n=1, shapes={}))), lowered)
     assert check(source, target)[-1].node == "(model)"
 
 

@@ -11,7 +11,7 @@ build("model.onnx", target, "model.tx2")
 from graphprune.backends.tensorrt.bundle import Built, build
 from graphprune.backends.tensorrt.checking import check, verdicts_of
 from graphprune.backends.tensorrt.lowering import Lowered, lower
-from graphprune.backends.tensorrt.proof import prove
+from graphprune.backends.tensorrt.proof import Source, prove
 from graphprune.backends.tensorrt.verdicts import UnsupportedError, Verdict
 
-__all__ = ["Built", "Lowered", "UnsupportedError", "Verdict", "build", "check", "lower", "prove", "verdicts_of"]
+__all__ = ["Built", "Lowered", "Source", "UnsupportedError", "Verdict", "build", "check", "lower", "prove", "verdicts_of"]

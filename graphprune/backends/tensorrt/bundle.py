@@ -26,7 +26,7 @@ from graphprune.backends.tensorrt.checking import verdicts_of
 from graphprune.backends.tensorrt.engine import EngineError, build_engine, why_not_here
 from graphprune.backends.tensorrt.halving import to_half
 from graphprune.backends.tensorrt.lowering import Lowered, lower
-from graphprune.backends.tensorrt.proof import fed, prove, samples
+from graphprune.backends.tensorrt.proof import Source, fed, prove, samples
 from graphprune.backends.tensorrt.readme import build_sh, readme, run_sh
 from graphprune.backends.tensorrt.references import TOLERANCE, Stored, store
 from graphprune.backends.tensorrt.verdicts import Verdict, refuse_unsupported
@@ -135,10 +135,11 @@ def build(
     count = samples_count or (CALIBRATION_SAMPLES if calibrates else PROOF_SAMPLES)
     found = samples(model, n=count, shapes=shapes or {}, data=data, seed=seed, mean=mean, std=std)
     feeds = list(found)
-    proof = prove(model, lowered, feeds[:PROOF_SAMPLES])
+    proved = Source(model, feeds[:PROOF_SAMPLES])
+    proof = prove(proved, lowered)
     if target.strongly_typed and target.precision == "fp16":
         lowered.model = load(to_half(writer.to_proto(lowered.model))).model
-        proof["half"] = prove(model, lowered, feeds[:PROOF_SAMPLES], TOLERANCE["fp16"])["max_rel_error"]
+        proof["half"] = prove(proved, lowered, TOLERANCE["fp16"])["max_rel_error"]
     profile = profile_of(lowered.model, feeds[0], min_shapes or {}, max_shapes or {})
     if target.dla is not None and profile.least != profile.most:
         raise UsageError("the DLA takes one size only: leave --min-shape and --max-shape out")

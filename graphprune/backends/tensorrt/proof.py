@@ -49,11 +49,35 @@ def compared(source: ir.Model, lowered: Lowered) -> list[str]:
     return list(dict.fromkeys([*names, *(name for name in lowered.heads if name in there)]))
 
 
-def prove(source: ir.Model, lowered: Lowered, feeds: Sequence[Feed], tolerance: float | None = None) -> dict[str, Any]:
+class Source:
+    """A source with its inputs; its outputs are computed once, for however many lowerings they are compared with.
+
+    Parameters
+    ----------
+    feeds
+        Inputs by name.
+    """
+
+    def __init__(self, model: ir.Model, feeds: Sequence[Feed]) -> None:
+        self.model, self.feeds = model, feeds
+        self._known: dict[tuple[str, ...], list[Feed]] = {}
+
+    def outputs(self, names: Sequence[str]) -> list[Feed]:
+        """The named values, a mapping for each of the inputs."""
+        key = tuple(names)
+        if key not in self._known:
+            runner = Runner(self.model, outputs=names)
+            self._known[key] = [runner.run(feed) for feed in self.feeds]
+        return self._known[key]
+
+
+def prove(source: Source, lowered: Lowered, tolerance: float | None = None) -> dict[str, Any]:
     """Compare a lowered model with its source.
 
     Parameters
     ----------
+    source
+        The model and the inputs on which both run.
     tolerance
         Allowed difference relative to each output's maximum; by default that of the source's element type, 1e-4 for float32.
 
@@ -69,16 +93,16 @@ def prove(source: ir.Model, lowered: Lowered, feeds: Sequence[Feed], tolerance: 
     """
     if not lowered.model.graph.opset_imports.get("TRT") and (text := is_valid(lowered.model)):
         raise VerificationError(f"the lowered model is not valid ONNX: {text}. Nothing was written")
-    names = compared(source, lowered)
+    names = compared(source.model, lowered)
     if not names:
         raise VerificationError("the lowered model has no output of the source left to compare. Nothing was written")
-    left = [Runner(source, outputs=names).run(feed) for feed in feeds]
+    left = source.outputs(names)
     runner = Runner(lowered.model, outputs=names)
     try:
-        right = [runner.run(fed(lowered.model, feed)) for feed in feeds]
+        right = [runner.run(fed(lowered.model, feed)) for feed in source.feeds]
     except GraphPruneError as error:
         raise VerificationError(f"the lowered model does not run: {error}. Nothing was written") from error
-    allowed = tolerance_of(source) if tolerance is None else tolerance
+    allowed = tolerance_of(source.model) if tolerance is None else tolerance
     worst, where = 0.0, names[0]
     for a, b in zip(left, right, strict=True):
         for name in names:
@@ -86,13 +110,13 @@ def prove(source: ir.Model, lowered: Lowered, feeds: Sequence[Feed], tolerance: 
             if not found <= worst:
                 worst, where = found, name
     if not worst <= allowed:
-        first = _first_difference(source, lowered, feeds[0], allowed)
+        first = _first_difference(source.model, lowered, source.feeds[0], allowed)
         raise VerificationError(
             f"the lowered model differs from its source by {worst:.2g} of the maximum of '{where}' (allowed {allowed:g})"
             + (f", first at '{first}'" if first else "")
             + ". Nothing was written"
         )
-    return {"max_rel_error": worst, "tolerance": allowed, "samples": len(feeds), "compared": names}
+    return {"max_rel_error": worst, "tolerance": allowed, "samples": len(source.feeds), "compared": names}
 
 
 def _alike(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
