@@ -1,6 +1,6 @@
 """Building an engine in process, where TensorRT's Python package and a GPU are: on the device itself, or a PC.
 
-Written against TensorRT 10's signatures and type-checked against its published stubs; it runs only where they are.
+Type-checked against the signatures of TensorRT 8.5 to 11 (tests/tensorrt_stubs); it runs only where TensorRT and a GPU are.
 """
 
 from __future__ import annotations
@@ -12,6 +12,11 @@ from pathlib import Path
 from graphprune.backends.tensorrt.command import Profile
 from graphprune.devices import Target
 from graphprune.errors import GraphPruneError
+
+#: The oldest TensorRT whose signatures the calls below are checked against.
+OLDEST = (8, 5)
+#: NetworkDefinitionCreationFlag.EXPLICIT_BATCH as bits: what the ONNX parser wants; from 10 on there is nothing else.
+EXPLICIT_BATCH = 1
 
 
 class EngineError(GraphPruneError):
@@ -41,8 +46,8 @@ def why_not_here(target: Target) -> str:
     wanted = ".".join(map(str, target.tensorrt[:2]))
     if not found.startswith(f"{wanted}."):
         return f"TensorRT {found} is installed here, the target has {wanted}"
-    if target.tensorrt < (10,):
-        return "building in process needs TensorRT 10: run the bundle's build.sh"
+    if target.tensorrt < OLDEST:
+        return f"building in process needs TensorRT {'.'.join(map(str, OLDEST))}: run the bundle's build.sh"
     return ""
 
 
@@ -67,7 +72,7 @@ def build_engine(model: Path, target: Target, profile: Profile, *, explicit: boo
 
     logger = trt.Logger(trt.Logger.WARNING)
     builder = trt.Builder(logger)
-    network = builder.create_network(0)
+    network = builder.create_network(EXPLICIT_BATCH if target.tensorrt < (10,) else 0)
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(model)):
         errors = [parser.get_error(i) for i in range(parser.num_errors)]
@@ -76,17 +81,10 @@ def build_engine(model: Path, target: Target, profile: Profile, *, explicit: boo
         )
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, target.workspace_mib << 20)
-    half, whole = trt.BuilderFlag.FP16, trt.BuilderFlag.INT8
-    for flag in {"fp32": [], "fp16": [half], "int8": [whole, half], "best": [whole, half]}[target.precision]:
-        config.set_flag(flag)
-    if explicit:
-        config.set_flag(whole)
-    if target.dla is not None:
-        config.default_device_type = trt.DeviceType.DLA
-        config.DLA_core = target.dla
-        config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
-    if cache is not None:
-        config.int8_calibrator = _calibrator(cache)
+    if not target.strongly_typed:
+        from graphprune.backends.tensorrt.precision import allow
+
+        allow(config, target, explicit=explicit, cache=cache)
     if profile.best:
         shapes = builder.create_optimization_profile()
         for name, best in profile.best.items():
@@ -97,24 +95,3 @@ def build_engine(model: Path, target: Target, profile: Profile, *, explicit: boo
     if built is None:
         raise EngineError("TensorRT could not build the engine; its own lines above say why")
     return bytes(built)
-
-
-def _calibrator(cache: bytes):  # type: ignore[no-untyped-def]  # its class exists only where TensorRT does
-    import tensorrt as trt
-
-    class Stored(trt.IInt8EntropyCalibrator2):
-        """Hands the stored cache over; there are no batches to run."""
-
-        def get_batch_size(self) -> int:
-            return 1
-
-        def get_batch(self, names: list[str]) -> list[int]:
-            return []
-
-        def read_calibration_cache(self) -> bytes:
-            return cache
-
-        def write_calibration_cache(self, cache: object) -> None:
-            return None
-
-    return Stored()
