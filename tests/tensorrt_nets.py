@@ -146,6 +146,16 @@ NETS: dict[str, onnx.ModelProto] = {
         17, "(float[N, 3, H, 8] x) => (float y)", "a = Pad(x, p, v) b = Pad(a, q) y = Pad<mode=\"reflect\">(b, r)",
         p=np.array([0, 1, 1, 0, 0, 0, 0, 2]), v=np.array(-2, F), q=np.array([1, 0, 0, 0, 0, 2, 0, 0]), r=np.array([0, 1, 0, 1, 0, 0, 0, 1]),
     ),
+    "pad-of-unknown-rank": net(
+        17, "(float[N, 3, H, 8] x) => (float y)", "r = Squeeze(x) p = Pad(r, a) f = Reshape(p, flat) y = Mul(f, f)",
+        a=np.array([1, 0, 0, 0, 2, 0]), flat=np.array([-1]),
+    ),
+    "scatter": net(
+        16, "(float[4, 5, H] x, float[2, 3, H] u, float[4, 5] e, float[3, 2] v, float[2, 1] w) => (float y, float z, float q)",
+        "y = ScatterND(x, i, u) z = ScatterElements<axis=-1>(e, j, v) n = ScatterND(e, k, w) q = Add(n, e)",
+        i=np.array([[[0, 1], [-1, 4], [2, 0]], [[1, -5], [3, 3], [0, 0]]]), j=np.array([[0, -1], [2, 3], [4, 0]]),
+        k=np.array([[[1, 2]], [[0, -1]]]),
+    ),
     "wrap": net(19, "(float[1, 3, 8, 8] x) => (float y)", "y = Pad<mode=\"wrap\">(x, p)", p=np.array([0, 0, 1, 2, 0, 0, 3, 0])),
     "resize-axes": net(
         18, "(float[1, 3, 8, 8] x) => (float y)", "y = Resize<axes=[2, 3], mode=\"nearest\", coordinate_transformation_mode=\"asymmetric\", "

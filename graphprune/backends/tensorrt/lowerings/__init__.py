@@ -12,6 +12,7 @@ from graphprune.backends.tensorrt.lowerings import (
     reductions,
     resize,
     sampling,
+    scatter,
     types,
 )
 
@@ -27,5 +28,6 @@ __all__ = [
     "reductions",
     "resize",
     "sampling",
+    "scatter",
     "types",
 ]

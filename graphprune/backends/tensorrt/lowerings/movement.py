@@ -146,6 +146,8 @@ def pad_by_concat(node: ir.Node, b: Builder) -> Values | None:
     amounts = attribute(node, "pads") if second is None else b.known(second)
     value = attribute(node, "value", 0.0) if fill is None else b.known(fill)
     mode, axes = attribute(node, "mode", "constant"), b.known(given(node, 3))
+    if dims is None and amounts is not None and given(node, 3) is None:
+        dims = (None,) * (len(amounts) // 2)  # without axes there are two amounts for each
     if amounts is None or value is None or dims is None or mode not in ("constant", "wrap", "edge", "reflect"):
         return None
     pads = np.zeros((2, len(dims)), np.int64)
@@ -159,7 +161,7 @@ def pad_by_concat(node: ir.Node, b: Builder) -> Values | None:
             continue
         if mode == "constant":
             scalar = np.asarray(value).reshape(-1)[0]
-            parts = [_block(b, out, axis, n, scalar) if n else None for n in (before, after)]
+            parts = [_block(b, out, axis, n, scalar, len(dims)) if n else None for n in (before, after)]
             out = b.op("Concat", *(v for v in (parts[0], out, parts[1]) if v is not None), axis=axis)
         else:
             rows = np.pad(np.arange(int(dims[axis] or 0)), (before, after), mode)
@@ -167,12 +169,12 @@ def pad_by_concat(node: ir.Node, b: Builder) -> Values | None:
     return out
 
 
-def _block(b: Builder, like: ir.Value, axis: int, n: int, scalar: float) -> ir.Value:
+def _block(b: Builder, like: ir.Value, axis: int, n: int, scalar: float, rank: int) -> ir.Value:
     """``n`` along one axis of what ``like`` has along the others, all one number."""
     shape = b.shape(like)
     if shape is not None:
         return b.constant(np.full([*shape[:axis], n, *shape[axis + 1 :]], scalar), like)
-    whole, rank = b.op("Shape", like), b.rank(like) or 0
+    whole = b.op("Shape", like)
     ends = [b.op("Slice", whole, b.ints(i), b.ints(j), b.ints(0)) for i, j in ((0, axis), (axis + 1, rank)) if i < j]
     sizes = [*ends[: axis > 0], b.ints(n), *ends[axis > 0 :]]
     dtype = b.dtype(like).numpy()
