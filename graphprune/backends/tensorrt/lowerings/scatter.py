@@ -36,7 +36,7 @@ def scatter_elements_flat(node: ir.Node, b: Builder) -> Values | None:
     if shape is None or indices is None or attribute(node, "reduction", "none") != "none":
         return None
     axis = int(attribute(node, "axis", 0)) % len(shape)
-    where = list(np.indices(indices.shape))
+    where: list[Array] = list(np.indices(indices.shape))
     where[axis] = np.where(indices < 0, indices + shape[axis], indices)
     return _chosen(data, updates, np.ravel_multi_index(tuple(where), shape).reshape(-1), list(shape), [], b)
 
