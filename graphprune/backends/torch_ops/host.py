@@ -88,22 +88,14 @@ def _broadcast(function: Callable[[Any, Any], Any], a: Host, b: Host) -> Host:
     return function(a, b)
 
 
-@traceable
-def add(a: Host, b: Host) -> Host:
-    """Add."""
-    return _broadcast(operator.add, a, b)
+def _pairwise(name: str, function: Callable[[Any, Any], Any]) -> Callable[[Host, Host], Host]:
+    """A function of two host values, element by element, which graphs call by its name here."""
 
+    def apply(a: Host, b: Host) -> Host:
+        return _broadcast(function, a, b)
 
-@traceable
-def sub(a: Host, b: Host) -> Host:
-    """Subtract."""
-    return _broadcast(operator.sub, a, b)
-
-
-@traceable
-def mul(a: Host, b: Host) -> Host:
-    """Multiply."""
-    return _broadcast(operator.mul, a, b)
+    apply.__name__ = apply.__qualname__ = name
+    return traceable(apply)
 
 
 def _div(a: Any, b: Any) -> Any:
@@ -111,52 +103,17 @@ def _div(a: Any, b: Any) -> Any:
     return a // b if (a >= 0) == (b > 0) else -((-a) // b)
 
 
-@traceable
-def div(a: Host, b: Host) -> Host:
-    """Divide, rounding towards zero."""
-    return _broadcast(_div, a, b)
-
-
-@traceable
-def mod(a: Host, b: Host) -> Host:
-    """Remainder with the sign of the divisor."""
-    return _broadcast(operator.mod, a, b)
-
-
-@traceable
-def fmod(a: Host, b: Host) -> Host:
-    """Remainder with the sign of the dividend."""
-    return _broadcast(lambda x, y: x - _div(x, y) * y, a, b)
-
-
-@traceable
-def equal(a: Host, b: Host) -> Host:
-    """Compare for equality."""
-    return _broadcast(operator.eq, a, b)
-
-
-@traceable
-def less(a: Host, b: Host) -> Host:
-    """Compare: less."""
-    return _broadcast(operator.lt, a, b)
-
-
-@traceable
-def less_equal(a: Host, b: Host) -> Host:
-    """Compare: less or equal."""
-    return _broadcast(operator.le, a, b)
-
-
-@traceable
-def maximum(a: Host, b: Host) -> Host:
-    """Return the larger of two."""
-    return _broadcast(max, a, b)
-
-
-@traceable
-def minimum(a: Host, b: Host) -> Host:
-    """Return the smaller of two."""
-    return _broadcast(min, a, b)
+add = _pairwise("add", operator.add)
+sub = _pairwise("sub", operator.sub)
+mul = _pairwise("mul", operator.mul)
+div = _pairwise("div", _div)
+mod = _pairwise("mod", operator.mod)  # with the sign of the divisor
+fmod = _pairwise("fmod", lambda x, y: x - _div(x, y) * y)  # with the sign of the dividend
+equal = _pairwise("equal", operator.eq)
+less = _pairwise("less", operator.lt)
+less_equal = _pairwise("less_equal", operator.le)
+maximum = _pairwise("maximum", max)
+minimum = _pairwise("minimum", min)
 
 
 def _each(function: Callable[[Any], Any], a: Host) -> Host:
@@ -236,32 +193,21 @@ def split(data: Host, sizes: tuple[int, ...]) -> Host:
     return tuple(data[start : start + length] for start, length in zip(starts, sizes, strict=True))
 
 
-@traceable
-def product(a: Host, keep: bool) -> Host:
-    """Multiply all elements."""
-    result = math.prod(as_tuple(a))
-    return (result,) if keep else result
+def _reducer(name: str, function: Callable[[Any], Any]) -> Callable[[Host, bool], Host]:
+    """A function of all elements of a host value, which graphs call by its name here."""
+
+    def apply(a: Host, keep: bool) -> Host:
+        result = function(as_tuple(a))
+        return (result,) if keep else result
+
+    apply.__name__ = apply.__qualname__ = name
+    return traceable(apply)
 
 
-@traceable
-def total(a: Host, keep: bool) -> Host:
-    """Add all elements."""
-    result = sum(as_tuple(a))
-    return (result,) if keep else result
-
-
-@traceable
-def largest(a: Host, keep: bool) -> Host:
-    """Return the largest element."""
-    result = max(as_tuple(a))
-    return (result,) if keep else result
-
-
-@traceable
-def smallest(a: Host, keep: bool) -> Host:
-    """Return the smallest element."""
-    result = min(as_tuple(a))
-    return (result,) if keep else result
+product = _reducer("product", math.prod)
+total = _reducer("total", sum)
+largest = _reducer("largest", max)
+smallest = _reducer("smallest", min)
 
 
 @traceable
