@@ -9,9 +9,9 @@ as wide as that output is spread), and criteria look at the gradient of each sam
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import onnx_ir as ir
@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from graphprune.errors import DataError, UsageError
 from graphprune.frontends.onnx import plan_name
-from graphprune.passes.base import Scores, State, per_unit
+from graphprune.passes.base import Needs, Score, Scores, State, per_unit
+from graphprune.weights import fill_missing
 
 if TYPE_CHECKING:
     import torch
@@ -190,3 +191,46 @@ def summed(state: State, member: Member, axis: int, numbers: Array) -> tuple[Sco
     """Numbers of the indices of a member's axis as sums of units: see :func:`graphprune.passes.base.per_unit`."""
     coupling = state.need_coupling()
     return per_unit(coupling.rows(member.value, axis), numbers, coupling.n_units)
+
+
+@dataclass(frozen=True)
+class GradientScore(Score):
+    """Base of the criteria that look at gradients.
+
+    Parameters
+    ----------
+    labels
+        Take the loss from labels: subfolders of --data, or its array ``labels``.
+    """
+
+    unit: ClassVar[str] = "loss"
+    needs: ClassVar[Needs] = "gradients"
+    labels: bool = False
+
+    def mean(self, state: State, each: Callable[[Array], Array], whole: Callable[[Scores], Scores]) -> Scores:
+        """Mean over samples, for units, of what is made of all trainable numbers that die with them; float64[n_units].
+
+        Parameters
+        ----------
+        each
+            What is summed up over a unit, of weight times gradient.
+        whole
+            What is made of the sums of one sample, float64[n_units].
+        """
+        n = state.need_coupling().n_units
+        total, known, count = np.zeros(n), np.zeros(n, np.bool_), 0
+        for found in products(state, self.name, self.labels):
+            sample = np.zeros(n)
+            for member, product in found:
+                numbers = each(product)
+                for axis in member.axes:
+                    sums, touched = summed(state, member, axis, member.slices(numbers, axis))
+                    sample += sums
+                    known |= touched
+            total += whole(sample)
+            count += 1
+        return self.filled(state, total / max(count, 1), ~known)
+
+    def filled(self, state: State, scores: Scores, missing: NDArray[np.bool_]) -> Scores:
+        """The scores, with those of ``l1`` for units none of whose constants can be trained."""
+        return fill_missing(state, self.name, scores, missing, "have no weights that can be trained")

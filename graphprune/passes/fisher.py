@@ -7,13 +7,12 @@ from typing import ClassVar
 
 import numpy as np
 
-from graphprune.gradients import products, summed
-from graphprune.passes.base import Needs, Score, Scores, State
-from graphprune.weights import fill_missing
+from graphprune.gradients import GradientScore
+from graphprune.passes.base import Scores, State
 
 
 @dataclass(frozen=True)
-class Fisher(Score):
+class Fisher(GradientScore):
     """1/2 sum of w^2 E[g^2] over all trainable numbers that die with a unit, g the gradient of one sample's loss.
 
     E[g^2] is the diagonal of the Fisher information, which stands for the Hessian. Without labels it is the network's true
@@ -30,19 +29,6 @@ class Fisher(Score):
     """
 
     name: ClassVar[str] = "fisher"
-    unit: ClassVar[str] = "loss"
-    needs: ClassVar[Needs] = "gradients"
-    labels: bool = False
 
     def score(self, state: State) -> Scores:
-        n = state.need_coupling().n_units
-        total, known, count = np.zeros(n), np.zeros(n, np.bool_), 0
-        for found in products(state, self.name, self.labels):
-            for member, product in found:
-                squares = np.square(product, dtype=np.float64)
-                for axis in member.axes:
-                    sums, touched = summed(state, member, axis, member.slices(squares, axis))
-                    total += sums
-                    known |= touched
-            count += 1
-        return fill_missing(state, self.name, total / (2 * max(count, 1)), ~known, "have no weights that can be trained")
+        return self.mean(state, lambda product: np.square(product, dtype=np.float64), lambda sums: sums / 2)

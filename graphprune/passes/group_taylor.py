@@ -7,13 +7,12 @@ from typing import ClassVar
 
 import numpy as np
 
-from graphprune.gradients import products, summed
-from graphprune.passes.base import Needs, Score, Scores, State
-from graphprune.weights import fill_missing
+from graphprune.gradients import GradientScore
+from graphprune.passes.base import Scores, State
 
 
 @dataclass(frozen=True)
-class GroupTaylor(Score):
+class GroupTaylor(GradientScore):
     """abs(sum of w g) over all trainable numbers that die with a unit together, mean over samples.
 
     Weights of what makes a unit and of what reads it, biases, scales and shifts: the parts may cancel, as they do
@@ -30,20 +29,6 @@ class GroupTaylor(Score):
     """
 
     name: ClassVar[str] = "group-taylor"
-    unit: ClassVar[str] = "loss"
-    needs: ClassVar[Needs] = "gradients"
-    labels: bool = False
 
     def score(self, state: State) -> Scores:
-        n = state.need_coupling().n_units
-        total, known, count = np.zeros(n), np.zeros(n, np.bool_), 0
-        for found in products(state, self.name, self.labels):
-            whole = np.zeros(n)
-            for member, product in found:
-                for axis in member.axes:
-                    sums, touched = summed(state, member, axis, member.slices(product, axis))
-                    whole += sums
-                    known |= touched
-            total += np.abs(whole)
-            count += 1
-        return fill_missing(state, self.name, total / max(count, 1), ~known, "have no weights that can be trained")
+        return self.mean(state, lambda product: product, np.abs)
