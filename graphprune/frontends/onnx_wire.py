@@ -9,7 +9,8 @@ judge.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 HERE = "\x00here"
 """Location of a tensor whose bytes lie in the model file itself; no file can have this name."""
@@ -64,7 +65,7 @@ def skeleton(data: memoryview) -> bytes:
     """
     try:
         chunks: list[memoryview | bytes] = []
-        _rewrite(data, 0, len(data), "model", depth=0, out=chunks)
+        _replaced(data, 0, len(data), "model", lambda field: field.hi - field.lo >= BULK, _rewrite_tensor, chunks)
         return b"".join(chunks)
     except _Irregular:
         return bytes(data)
@@ -111,25 +112,36 @@ def _next(data: memoryview, start: int, end: int) -> _Field:
     return _Field(tag >> 3, wire, start, at, hi)
 
 
-def _rewrite(data: memoryview, lo: int, hi: int, kind: str, *, depth: int, out: list[memoryview | bytes]) -> int:
-    """Append the message ``data[lo:hi]`` without its bulk to ``out``; return its new length."""
+def _replaced(
+    data: memoryview, lo: int, hi: int, kind: str, wanted: Callable[[_Field], bool],
+    tensor: Callable[[memoryview, int, int, list[Any]], int], out: list[Any], depth: int = 0,
+) -> int:  # fmt: skip
+    """Append the message ``data[lo:hi]`` to ``out``, its tensors as ``tensor`` writes them; return its new length.
+
+    Parameters
+    ----------
+    kind
+        Of the message, a key of `_PATHS`, or ``tensor``.
+    wanted
+        Whether a field that may hold tensors is looked into; the others are copied whole.
+    """
     if depth > _MAX_DEPTH:
         raise _Irregular
     if kind == "tensor":
-        return _rewrite_tensor(data, lo, hi, out)
+        return tensor(data, lo, hi, out)
     paths = _PATHS[kind]
     total = 0
     copied = at = lo
     while at < hi:
         field = _next(data, at, hi)
         at = field.hi
-        if field.wire != _BYTES or field.number not in paths or field.hi - field.lo < BULK:
+        if field.wire != _BYTES or field.number not in paths or not wanted(field):
             continue
         if copied < field.start:
             out.append(data[copied : field.start])
             total += field.start - copied
-        inner: list[memoryview | bytes] = []
-        size = _rewrite(data, field.lo, field.hi, paths[field.number], depth=depth + 1, out=inner)
+        inner: list[Any] = []
+        size = _replaced(data, field.lo, field.hi, paths[field.number], wanted, tensor, inner, depth + 1)
         head = _encode(field.number << 3 | _BYTES) + _encode(size)
         out.append(head)
         out.extend(inner)
@@ -200,37 +212,9 @@ def flesh(message: bytes) -> list[Piece]:
         Bytes as they are, and a `Bulk` where a tensor's bytes are to be put.
     """
     pieces: list[Piece] = []
-    _flesh(message, 0, len(message), "model", pieces)
-    return pieces
-
-
-def _flesh(message: bytes, lo: int, hi: int, kind: str, out: list[Piece]) -> int:
-    """Append ``message[lo:hi]`` with its bulk to ``out``; return its new length."""
     data = memoryview(message)
-    if kind == "tensor":
-        return _flesh_tensor(data, lo, hi, out)
-    paths = _PATHS[kind]
-    total = 0
-    copied = at = lo
-    while at < hi:
-        field = _next(data, at, hi)
-        at = field.hi
-        if field.wire != _BYTES or field.number not in paths or message.find(_HERE, field.lo, field.hi) < 0:
-            continue
-        if copied < field.start:
-            out.append(data[copied : field.start])
-            total += field.start - copied
-        inner: list[Piece] = []
-        size = _flesh(message, field.lo, field.hi, paths[field.number], inner)
-        head = _encode(field.number << 3 | _BYTES) + _encode(size)
-        out.append(head)
-        out.extend(inner)
-        total += len(head) + size
-        copied = field.hi
-    if copied < hi:
-        out.append(data[copied:hi])
-        total += hi - copied
-    return total
+    _replaced(data, 0, len(data), "model", lambda field: message.find(_HERE, field.lo, field.hi) >= 0, _flesh_tensor, pieces)
+    return pieces
 
 
 _HERE = HERE.encode()
