@@ -65,6 +65,26 @@ class _Layer:
         self.view.freeze(gate, f"stacks the {what} of {self.view.node.op_type}")
         return hidden
 
+    def weights(self, gated: int, read: int) -> None:
+        """Meet W and R, and the input: which of their axes stacks gates, and which is summed over."""
+        view, stacked = self.view, GATES[self.view.node.op_type]
+        for i, role in ((1, "weight"), (2, "weight"), (3, "bias")):
+            view.weight(i, role)
+        w, r = view.axes(1), view.axes(2)
+        self.meet("direction", w[0])
+        self.meet("direction", r[0])
+        self.meet("hidden", self.gates(w[gated], stacked, "gates"))
+        self.meet("hidden", self.gates(r[gated], stacked, "gates"))
+        self.meet("hidden", r[read])
+        view.tie(w[read], view.axes(0)[2])
+
+    def bias(self) -> Axis:
+        """Meet the biases of W and R; the axis that stacks them."""
+        direction, stacked = self.view.axes(3)
+        self.meet("direction", direction)
+        self.meet("hidden", self.gates(stacked, 2 * GATES[self.view.node.op_type], "gates"))
+        return stacked
+
 
 def recurrent_axes(view: OpView, layer: _Layer, zero: bool) -> list[Axes | None]:
     """Meet the sequence, the states and the peepholes; axes of the outputs Y, Y_h and Y_c.
@@ -119,25 +139,14 @@ def recurrent_axes(view: OpView, layer: _Layer, zero: bool) -> list[Axes | None]
     shrink=shrink_hidden)  # fmt: skip
 def recurrent(view: OpView) -> list[Axes | None]:
     """Hidden units live in all gates, directions and states; input features meet W's columns."""
-    gates = GATES[view.node.op_type]
-    for i, role in ((1, "weight"), (2, "weight"), (3, "bias")):
-        view.weight(i, role)
     layer = _Layer(view)
     x, w, r = view.axes(0), view.axes(1), view.axes(2)
-    layer.meet("direction", w[0])
-    layer.meet("direction", r[0])
-    layer.meet("hidden", layer.gates(w[1], gates, "gates"))
-    layer.meet("hidden", layer.gates(r[1], gates, "gates"))
-    layer.meet("hidden", r[2])
-    view.tie(w[2], x[2])
+    layer.weights(gated=1, read=2)
     if not (x[2].zero or _is_zero(view, w[2], 1)):
         view.inexact(x[2], "is summed over where the removed values need not be zero")
     zero = _is_zero(view, w[1], 1) and _is_zero(view, r[1], 2)
     if view.has(3):
-        b = view.axes(3)
-        layer.meet("direction", b[0])
-        layer.meet("hidden", layer.gates(b[1], 2 * gates, "gates"))
-        zero = zero and _is_zero(view, b[1], 3)
+        zero = _is_zero(view, layer.bias(), 3) and zero
     outs = recurrent_axes(view, layer, zero)
     if not (_is_zero(view, r[2], 2) or zero):
         view.inexact(r[2], "is summed over where the removed values need not be zero")
@@ -148,17 +157,9 @@ def recurrent(view: OpView) -> list[Axes | None]:
     text="s b i, d i (_g h), d h (_g h), d (_g h), b, d b h -> s d b h, d b h, d b h", shrink=shrink_hidden)  # fmt: skip
 def quantized_lstm(view: OpView) -> list[Axes | None]:
     """As LSTM with transposed int8 weights; scales and zero points follow the columns."""
-    gates = GATES[view.node.op_type]
-    for i, role in ((1, "weight"), (2, "weight"), (3, "bias")):
-        view.weight(i, role)
     layer = _Layer(view)
-    x, w, r = view.axes(0), view.axes(1), view.axes(2)
-    layer.meet("direction", w[0])
-    layer.meet("direction", r[0])
-    layer.meet("hidden", layer.gates(w[2], gates, "gates"))
-    layer.meet("hidden", layer.gates(r[2], gates, "gates"))
-    layer.meet("hidden", r[1])
-    view.tie(w[1], x[2])
+    x = view.axes(0)
+    layer.weights(gated=2, read=1)
     if not x[2].zero:
         # The step's scale is taken from all input features, also from those that nobody reads.
         view.inexact(x[2], "is quantised by its range when it runs")
@@ -166,11 +167,9 @@ def quantized_lstm(view: OpView) -> list[Axes | None]:
         own = view.axes(i)
         layer.meet("direction", own[0])
         if len(own) > 1 and len(own[1]) > 1:
-            layer.meet("hidden", layer.gates(own[1], gates, "gates"))
+            layer.meet("hidden", layer.gates(own[1], GATES[view.node.op_type], "gates"))
     if view.has(3):
-        b = view.axes(3)
-        layer.meet("direction", b[0])
-        layer.meet("hidden", layer.gates(b[1], 2 * gates, "gates"))
+        layer.bias()
     zero = all(view.is_parameter(i) for i in (1, 2, 3) if view.has(i))
     outs = recurrent_axes(view, layer, zero)
     if outs[0] is not None and not outs[0][-1].zero:
