@@ -21,6 +21,7 @@ from graphprune import __version__
 from graphprune.cli_bench import bench
 from graphprune.cli_build import build, devices
 from graphprune.cli_finetune import finetune
+from graphprune.cli_text import numbers, sizes
 from graphprune.errors import GraphPruneError
 
 if TYPE_CHECKING:
@@ -227,7 +228,7 @@ def inspect(model: str, why: str | None, shapes: tuple[str, ...], as_json: bool)
 
     with Display(quiet=as_json) as display:
         display.progress("analysing", 0.0)
-        state = analyse(model, shapes=_shapes(model, shapes))
+        state = analyse(model, shapes=sizes(model, shapes))
     if why is not None:
         print_why(state, why, as_json)
     elif as_json:
@@ -258,9 +259,9 @@ def _data_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def _given(model: str, options: dict[str, Any]) -> dict[str, Any]:
     """Options of the API: those that are set, read as ``run`` reads them."""
-    options["shapes"] = dict(_shapes(model, options["shapes"]))
+    options["shapes"] = dict(sizes(model, options["shapes"]))
     for name in ("mean", "std"):
-        options[name] = _numbers(f"--{name}", options[name])
+        options[name] = numbers(f"--{name}", options[name])
     return {name: value for name, value in options.items() if value not in (None, (), {})}
 
 
@@ -320,7 +321,7 @@ def sensitivity(model: str, criterion: str, levels: str, where: str, as_json: bo
     from graphprune.printing_compare import print_sensitivity
     from graphprune.sensitivity import sensitivity as curves_of
 
-    shares = _numbers("--levels", levels) or ()
+    shares = numbers("--levels", levels) or ()
     with Display(quiet=as_json) as display:
         found = curves_of(
             model, criterion, levels=shares, executor=executor(where), progress=display.progress, **_given(model, options)
@@ -371,30 +372,6 @@ cli.add_command(devices)
 cli.add_command(finetune)
 
 
-def _numbers(name: str, text: str | None) -> tuple[float, ...] | None:
-    if text is None:
-        return None
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise click.UsageError(f"{name} '{text}': numbers separated by commas") from None
-
-
-def _shapes(model: str, texts: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
-    if not texts:
-        return {}
-    from graphprune.calibration import input_specs
-    from graphprune.frontends.factory import is_factory
-    from graphprune.frontends.onnx import load
-    from graphprune.inputs import parse_shapes
-
-    if is_factory(model):
-        raise click.UsageError(f"--shape is for ONNX files: the example inputs that {model} gives decide the shapes")
-
-    names = None if all("=" in text for text in texts) else [spec.name for spec in input_specs(load(model).model)]
-    return parse_shapes(texts, names)
-
-
 def _options(ctx: click.Context, model: str, recipe: str | None, given: dict[str, Any]) -> dict[str, Any]:
     """Options of a run by their names in Python: the recipe's, and over them what stands on the command line."""
     from graphprune import recipe as recipes
@@ -422,9 +399,9 @@ def _read(name: str, value: Any, model: str) -> Any:
             raise click.UsageError(f"--align {value}: a whole number of 1 or more, or auto")
         return value if value == "auto" else int(value)
     if name in ("mean", "std"):
-        return _numbers(f"--{name}", value)
+        return numbers(f"--{name}", value)
     if name == "shapes":
-        return _shapes(model, value)
+        return sizes(model, value)
     if name == "rates":
         from graphprune.options import Options
         from graphprune.recipe import mapping_from

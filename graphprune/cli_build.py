@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from graphprune.cli_text import numbers, sizes
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -58,13 +60,12 @@ def build(
     everything: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Lower MODEL for a device, prove it, and write a folder that builds, times and checks it there."""
-    from graphprune.cli import _numbers, _shapes
     from graphprune.devices import resolve
 
     target = resolve(name, jetpack=jetpack, precision=precision, dla=dla, tensorrt=tensorrt, memory_gb=memory)
-    sizes = _shapes(model, shapes)
+    tuned = sizes(model, shapes)
     if check_only:
-        _check(model, target, sizes, static, raw_heads, rtx_check, everything, as_json)
+        _check(model, target, tuned, static, raw_heads, rtx_check, everything, as_json)
         return
     from graphprune.backends.tensorrt import build as make
     from graphprune.printing import Display
@@ -73,11 +74,11 @@ def build(
     folder = Path(f"{Path(model).stem}.{target.device.name}") if output is None else output
     with Display(quiet=as_json) as display:
         built = make(
-            model, target, folder, data=data, shapes=sizes, min_shapes=_shapes(model, least), max_shapes=_shapes(model, most),
-            raw_heads=raw_heads, static=static, samples_count=samples, mean=_numbers("--mean", mean), std=_numbers("--std", std),
+            model, target, folder, data=data, shapes=tuned, min_shapes=sizes(model, least), max_shapes=sizes(model, most),
+            raw_heads=raw_heads, static=static, samples_count=samples, mean=numbers("--mean", mean), std=numbers("--std", std),
             progress=display.progress,
         )  # fmt: skip
-        found = _rtx(folder / "model.onnx", sizes, target) if rtx_check else None
+        found = _rtx(folder / "model.onnx", tuned, target) if rtx_check else None
     if as_json:
         click.echo(json.dumps({**built.to_json(), **({"rtx": found.to_json()} if found else {})}))
     else:

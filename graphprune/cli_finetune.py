@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from graphprune.cli_text import numbers
+
 
 @click.command()
 @click.argument("model")
@@ -55,7 +57,7 @@ def finetune(model: str, data: str, output: Path | None, mean: str | None, std: 
     sizes = parse_shapes(shapes, None) if shapes else None
     with Display(quiet=as_json) as display:
         found = train(
-            model, data, mean=_numbers("--mean", mean), std=_numbers("--std", std), shapes=sizes,
+            model, data, mean=numbers("--mean", mean), std=numbers("--std", std), shapes=sizes,
             progress=display.progress, **given,
         )  # fmt: skip
     if not is_main():
@@ -73,12 +75,3 @@ def finetune(model: str, data: str, output: Path | None, mean: str | None, std: 
         + (f"best at step {one['best_step']:,}" if one["used"] else "no gain, the weights are as they were")
     )
     click.echo("written: " + ", ".join(map(str, files)))
-
-
-def _numbers(name: str, text: str | None) -> tuple[float, ...] | None:
-    if text is None:
-        return None
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise click.UsageError(f"{name} '{text}': numbers separated by commas") from None
