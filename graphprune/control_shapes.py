@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
+from graphprune.ops.traits import copies
 from graphprune.shapes import UNKNOWN, Array, Dims, Facts, Type, run_graph
 
 # Loops nested deeper than this run their body once: reruns double with every level.
@@ -149,7 +150,7 @@ def _always(array: Array | None) -> bool:
 def _passes(graph: ir.Graph) -> bool:
     """Whether the body hands its condition on unchanged."""
     value: ir.Value | None = graph.outputs[0]
-    while value is not None and (producer := value.producer()) is not None and producer.op_type == "Identity":
+    while value is not None and (producer := value.producer()) is not None and copies(producer):
         value = producer.inputs[0]
     return len(graph.inputs) > 1 and value is graph.inputs[1]
 

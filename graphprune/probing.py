@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import onnx_ir as ir
 
 from graphprune.errors import UsageError
+from graphprune.ops.traits import contracted
 from graphprune.shapes import run_graph, start
 
 # Image sides in the order they are tried; 224 first because it is what most files were trained on, and
@@ -183,13 +184,9 @@ def _hint(value: ir.Value, axis: int) -> int | None:
     """Read a contracted axis's size off the weight of a node that consumes the input."""
     rank = len(value.shape or ())
     for node, index in value.uses():
-        if index or node.domain or len(node.inputs) < 2 or node.inputs[1] is None or node.inputs[1].shape is None:
-            continue
-        weight = node.inputs[1].shape
-        if node.op_type == "Conv" and axis == 1 and len(weight) > 1 and isinstance(weight[1], int):
-            return int(weight[1]) * int(node.attributes.get_int("group", 1))
-        if node.op_type == "MatMul" and axis == rank - 1 and len(weight) == 2 and isinstance(weight[0], int):
-            return int(weight[0])
+        size = None if index else contracted(node, axis, rank)
+        if size is not None:
+            return size
     return None
 
 

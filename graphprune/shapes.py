@@ -19,28 +19,14 @@ import onnx.defs
 import onnx.shape_inference
 import onnx_ir as ir
 
-from graphprune.evaluate import BOUNDED, evaluate, range_size
 from graphprune.facts import UNKNOWN, Array, Dims, Facts, Type
-from graphprune.ops import contrib_shapes
+from graphprune.ops import contrib_shapes, inferring
+from graphprune.ops.evaluate import evaluate, is_bounded
+from graphprune.ops.traits import reads_sizes
 
 __all__ = ["UNKNOWN", "Array", "Dims", "Facts", "Type", "infer", "probe_inputs", "run_graph", "start", "step"]
 
 MAX_KNOWN = 4096  # elements of a computed value that is kept
-# Runtimes let a pool's window hang over the end of its input, a convolution's not.
-_CONVOLUTIONS = {"Conv": 1, "ConvInteger": 1, "QLinearConv": 3}  # operator: the input that is its weight
-_SPATIAL = frozenset(
-    [
-        "Conv",
-        "ConvInteger",
-        "QLinearConv",
-        "ConvTranspose",
-        "MaxPool",
-        "AveragePool",
-        "LpPool",
-        "FusedConv",
-        "NhwcConv",
-    ]
-)
 
 
 # One node
@@ -75,7 +61,8 @@ def step(node: ir.Node, facts: Facts, opsets: Mapping[str, int]) -> None:
         merged, trouble = _checked(node, type_, facts.declared(value), types)
         message = message or trouble
         facts.set_type(value, merged)
-    message = message or _mismatch(node, types, facts.partial(node.outputs[0]) if node.outputs else None)
+    made = facts.partial(node.outputs[0]) if node.outputs else None
+    message = message or inferring.misfit(node, [None if t is None else t.dims for t in types], made)
     if message and len(facts.problems) == before:
         facts.problems.append((node, message))
     _compute(node, types, facts, opsets)
@@ -86,7 +73,7 @@ def _infer(node: ir.Node, types: Sequence[Type | None], facts: Facts, opsets: Ma
     blank = [UNKNOWN] * len(node.outputs)
     version = opsets.get(node.domain) or (0 if node.domain else opsets.get("ai.onnx", 0))
     data = [_data(v, facts) for v in node.inputs]
-    if node.op_type == "Range":  # runtimes take one-element vectors as well, the schema only scalars
+    if inferring.takes_vectors(node):
         types = [t and (Type(t.dtype, ()) if t.dims == (1,) else t) for t in types]
         data = [None if a is None else a.reshape(()) if a.size == 1 else a for a in data]
     found = None
@@ -101,8 +88,8 @@ def _infer(node: ir.Node, types: Sequence[Type | None], facts: Facts, opsets: Ma
         return blank
     if found is not None and not sure:
         found = [Type(None, t.dims, t.proto) for t in found]
-    if node.op_type == "MaxUnpool" and found and not node.domain and len(data) > 2 and data[2] is not None:
-        found = [Type(found[0].dtype, tuple(int(d) for d in data[2]))]  # inference leaves this input unread
+    if found and (told := inferring.told_shape(node, data)) is not None:
+        found = [Type(found[0].dtype, told)]
     if found is not None and any(t.dims is not None or t.proto is not None for t in found):
         return found
     delegate = contrib_shapes.DELEGATES.get(node.op_type) or contrib_shapes.CHANNELS_LAST.get(node.op_type)
@@ -209,8 +196,9 @@ def _ask_schema(
     for attribute in node.attributes.values():
         if op_type == node.op_type or attribute.name in schema.attributes:
             proto.attribute.append(ir.serde.serialize_attribute(attribute))
-    if op_type == "STFT" and "onesided" not in node.attributes:
-        proto.attribute.append(onnx.helper.make_attribute("onesided", 1))  # inference takes it for 0
+    for name, default in inferring.MISREAD.get(op_type, {}).items():
+        if name not in node.attributes:
+            proto.attribute.append(onnx.helper.make_attribute(name, default))
     protos = {f"i{k}": t.proto or _proto(int(t.dtype or 0), t.dims) for k, t in enumerate(types) if t is not None}
     tensors = {
         f"i{k}": onnx.TensorProto(data_type=int(ir.DataType.from_numpy(a.dtype)), dims=a.shape, raw_data=a.tobytes())
@@ -250,7 +238,7 @@ def _checked(node: ir.Node, found: Type, declared: Type, types: Sequence[Type | 
         return Type(dtype, declared.dims), None
     trouble = None
     empty = any(t is not None and t.dims is not None and 0 in t.dims for t in types)
-    if any(d is not None and (d < 0 or (d == 0 and node.op_type in _SPATIAL and not empty)) for d in dims):
+    if any(d is not None and (d < 0 or (d == 0 and inferring.needs_room(node) and not empty)) for d in dims):
         trouble = f"the input is too small: the output would have shape {list(dims)}"
         dims = tuple(None if d is not None and d <= 0 else d for d in dims)
     elif declared.dims is not None and len(declared.dims) == len(dims):
@@ -258,66 +246,13 @@ def _checked(node: ir.Node, found: Type, declared: Type, types: Sequence[Type | 
     return Type(dtype, dims), trouble
 
 
-def _mismatch(node: ir.Node, types: Sequence[Type | None], found: Dims | None) -> str | None:
-    """Check what ONNX's own inference lets pass: windows, contractions, numbers of elements."""
-    if node.domain:
-        return None
-    if node.op_type in _CONVOLUTIONS and (message := _window(node, types)):
-        return message
-    if node.op_type not in ("Gemm", "Conv", "Reshape") or len(types) < 2:
-        return None
-    a, b = (None if t is None else t.dims for t in types[:2])
-    if node.op_type == "Reshape":
-        if a is None or found is None or None in a or None in found:
-            return None
-        old, new = (math.prod(d for d in dims if d is not None) for dims in (a, found))
-        return None if old == new else f"Reshape of {list(a)}, {old} elements, to {list(found)}, {new} elements"
-    if not a or not b or len(a) < 2 or len(b) < 2:
-        return None
-    if node.op_type == "Conv":
-        left, right = a[1], b[1] and b[1] * int(node.attributes.get_int("group", 1))
-    else:
-        left = a[0] if node.attributes.get_int("transA", 0) else a[1]
-        right = b[1] if node.attributes.get_int("transB", 0) else b[0]
-    if left is None or right is None or left == right:
-        return None
-    return f"{node.op_type} contracts {left} of shape {list(a)} with {right} of shape {list(b)}"
-
-
-def _window(node: ir.Node, types: Sequence[Type | None]) -> str | None:
-    """Say where a window is larger than its padded input: inference rounds that towards one output."""
-    x = types[0].dims if types and types[0] is not None else None
-    index, get = _CONVOLUTIONS[node.op_type], node.attributes.get_ints
-    weight = types[index] if len(types) > index else None
-    kernel = get("kernel_shape") or (weight.dims[2:] if weight is not None and weight.dims else None)
-    if x is None or kernel is None or node.attributes.get_string("auto_pad", "NOTSET").startswith("SAME"):
-        return None
-    rank = len(kernel)
-    dilations, pads = get("dilations") or [1] * rank, get("pads") or [0] * 2 * rank
-    if len(x) != rank + 2 or len(dilations) != rank or len(pads) != 2 * rank:
-        return None  # inference has said so
-    for axis, (size, window) in enumerate(zip(x[2:], kernel, strict=True)):
-        if size is None or window is None:
-            continue
-        if 0 < size + pads[axis] + pads[rank + axis] < (window - 1) * dilations[axis] + 1:
-            return f"the input {list(x)} is too small for the window {list(kernel)} of {node.op_type}"
-    return None
-
-
 def _compute(node: ir.Node, types: Sequence[Type | None], facts: Facts, opsets: Mapping[str, int]) -> None:
     """Compute the node's outputs where all its inputs are known and the outputs are small."""
     outputs = node.outputs
-    if node.op_type in ("Shape", "Size") and not node.domain:
+    if reads_sizes(node):
         dims = types[0].dims if types and types[0] is not None else None
-        if dims is None:
-            return
-        if node.op_type == "Shape":
-            dims = dims[node.attributes.get_int("start", 0) : node.attributes.get_int("end", None)]
-        if None not in dims:
-            sizes = np.array(dims, np.int64)
-            size = math.prod(int(d) for d in dims if d is not None)
-            if node.op_type == "Shape" or size < 2**63:
-                facts.set_known(outputs[0], sizes if node.op_type == "Shape" else np.array(size, np.int64))
+        if dims is not None and (sizes := inferring.read_sizes(node, dims)) is not None:
+            facts.set_known(outputs[0], sizes)
         return
     inputs: list[Array | None] = []
     for value in node.inputs:
@@ -326,8 +261,7 @@ def _compute(node: ir.Node, types: Sequence[Type | None], facts: Facts, opsets: 
             return
         inputs.append(array)
     shapes = [facts.shape(v) for v in outputs]
-    bounded = node.op_type in BOUNDED or (node.op_type == "Range" and range_size(inputs) <= MAX_KNOWN)
-    if not bounded and any(s is None or math.prod(s) > MAX_KNOWN for s in shapes):
+    if not is_bounded(node, inputs, MAX_KNOWN) and any(s is None or math.prod(s) > MAX_KNOWN for s in shapes):
         return
     results = evaluate(node, inputs, opsets)
     for value, shape, array in zip(outputs, shapes, results or (), strict=False):

@@ -18,6 +18,7 @@ import onnx_ir as ir
 from graphprune.backends.pieces import is_hoisted, is_large
 from graphprune.errors import ModelError
 from graphprune.facts import constant_tensor
+from graphprune.ops.traits import BODY_TYPES
 
 Array = npt.NDArray[Any]
 Types = Mapping[ir.DataType, ir.DataType]
@@ -185,9 +186,8 @@ class SessionWriter:
         if attribute.type == ir.AttributeType.GRAPH:
             proto = onnx.AttributeProto(name=attribute.name, type=onnx.AttributeProto.GRAPH)
             proto.g.CopyFrom(self._graph(attribute.as_graph()))
-            if op_type == "Loop":
-                for info, dtype in zip(proto.g.input, (ir.DataType.INT64, ir.DataType.BOOL), strict=False):
-                    info.type.CopyFrom(tensor_type(dtype, ()))
+            for info, dtype in zip(proto.g.input, BODY_TYPES.get(op_type, ()), strict=False):
+                info.type.CopyFrom(tensor_type(dtype, ()))
             return proto
         if attribute.type == ir.AttributeType.GRAPHS:
             proto = onnx.AttributeProto(name=attribute.name, type=onnx.AttributeProto.GRAPHS)

@@ -24,8 +24,9 @@ from graphprune.backends.torch_ops.dtypes import TORCH, from_numpy, readable
 from graphprune.backends.torch_ops.registry import LOWERINGS
 from graphprune.backends.torch_state import State, place
 from graphprune.errors import GraphPruneError, ModelError
-from graphprune.evaluate import evaluate
 from graphprune.frontends.torch_source import TRACE
+from graphprune.ops.evaluate import evaluate
+from graphprune.ops.traits import grows, reads_sizes
 
 Array = npt.NDArray[Any]
 
@@ -255,15 +256,11 @@ class Builder:
             arrays.append(array)
         if sum(a.size for a in arrays if a is not None) > _FOLD_INPUT:
             return False
-        if node.op_type in ("ConstantOfShape", "Expand", "Tile", "Range", "OneHot", "EyeLike"):
-            return self._fold_small(node, arrays)
-        return self._set(node, evaluate(node, arrays, self.shared.opsets))
-
-    def _fold_small(self, node: ir.Node, arrays: list[Array | None]) -> bool:
-        target = arrays[-1] if node.op_type != "ConstantOfShape" else arrays[0]
-        if target is None or node.op_type in ("Tile", "Range", "OneHot", "EyeLike"):
-            return self._set(node, evaluate(node, arrays, self.shared.opsets)) if _small(arrays) else False
-        if float(np.prod(target.astype(np.float64))) > _FOLD_OUTPUT:
+        growing, index = grows(node)
+        target = None if index is None else arrays[index]
+        if target is not None and float(np.prod(target.astype(np.float64))) > _FOLD_OUTPUT:
+            return False
+        if growing and target is None and not _small(arrays):
             return False
         return self._set(node, evaluate(node, arrays, self.shared.opsets))
 
@@ -282,9 +279,10 @@ class Builder:
     def on_host(self, call: Call) -> bool:
         """Lower a node to arithmetic on Python integers; whether that was possible."""
         node = call.node
-        if node.domain or (not all(self.hostable(v) for v in node.inputs) and node.op_type not in ("Shape", "Size")):
+        sized = reads_sizes(node)
+        if node.domain or not (sized or all(self.hostable(v) for v in node.inputs)):
             return False
-        if node.op_type in ("Shape", "Size"):
+        if sized:
             answer = self._sizes(call)
         else:
             if node.op_type == "Split":

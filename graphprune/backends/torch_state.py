@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import keyword
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -14,82 +14,12 @@ from torch import fx, nn
 
 from graphprune.backends.torch_ops.dtypes import FLOATS, is_writable, tensor_of
 from graphprune.frontends.onnx import plan_name
+from graphprune.ops.trained import weight_use
 from graphprune.plan import TRAINED
 
 _KIND = "pkg.torch.export.graph_signature.InputSpec.kind"
 _MASK = 1e4
 """From this magnitude on, a number that is added stands for minus infinity: a mask, which is not trained."""
-
-_ALL = frozenset(range(16))
-#: Inputs that are weights whatever their size.
-_WEIGHTS: dict[str, frozenset[int]] = {
-    "Conv": frozenset({1, 2}),
-    "ConvTranspose": frozenset({1, 2}),
-    "DeformConv": frozenset({1, 3}),
-    "FusedConv": frozenset({1, 2}),
-    "NhwcFusedConv": frozenset({1, 2}),
-    "Gemm": frozenset({0, 1, 2}),
-    "FusedGemm": frozenset({0, 1, 2}),
-    "MatMul": frozenset({0, 1}),
-    "FusedMatMul": frozenset({0, 1}),
-    "Einsum": _ALL,
-    "BatchNormalization": frozenset({1, 2}),
-    "InstanceNormalization": frozenset({1, 2}),
-    "LayerNormalization": frozenset({1, 2}),
-    "GroupNormalization": frozenset({1, 2}),
-    "RMSNormalization": frozenset({1}),
-    "SimplifiedLayerNormalization": frozenset({1}),
-    "PRelu": frozenset({1}),
-    "LSTM": frozenset({1, 2, 3, 5, 6, 7}),
-    "GRU": frozenset({1, 2, 3, 5}),
-    "RNN": frozenset({1, 2, 3, 5}),
-    "Gather": frozenset({0}),
-    "Attention": frozenset({0, 1, 2}),
-    "MultiHeadAttention": frozenset({0, 1, 2, 3}),
-    "SkipLayerNormalization": _ALL,
-    "SkipSimplifiedLayerNormalization": _ALL,
-    "EmbedLayerNormalization": _ALL,
-    "BiasGelu": frozenset({1}),
-    "FastGelu": frozenset({1}),
-    "BiasAdd": frozenset({1}),
-    "BiasSplitGelu": frozenset({1}),
-    "GroupNorm": frozenset({1, 2}),
-    "SkipGroupNorm": _ALL,
-    "MoE": frozenset(range(1, 8)),
-    "CausalConvWithState": frozenset({1, 2}),
-}
-#: Inputs that are weights when they are more than one number: arithmetic with learned tables, scales and shifts.
-_TABLES: dict[str, frozenset[int]] = {
-    **dict.fromkeys(("Add", "Sub", "Mul", "Div", "Sum"), _ALL),
-    "Expand": frozenset({0}),
-    "Tile": frozenset({0}),
-    "ScatterND": frozenset({0, 2}),
-    "ReduceL2": frozenset({0}),
-    "ReduceSum": frozenset({0}),
-    "ReduceMean": frozenset({0}),
-    "Softmax": frozenset({0}),
-    "Exp": frozenset({0}),
-    "Softplus": frozenset({0}),
-    "Neg": frozenset({0}),
-    "Resize": frozenset({0}),
-}
-#: Operators that hand a weight on as it is.
-_THROUGH = frozenset(
-    {
-        "Transpose",
-        "Reshape",
-        "Identity",
-        "Cast",
-        "CastLike",
-        "Unsqueeze",
-        "Squeeze",
-        "Flatten",
-        "Concat",
-        "Slice",
-        "Split",
-        "Pad",
-    }
-)
 
 
 def is_trained(value: ir.Value) -> bool:
@@ -106,27 +36,8 @@ def is_trained(value: ir.Value) -> bool:
     kind = value.metadata_props.get(_KIND)
     if kind in ("PARAMETER", "BUFFER"):
         return kind == "PARAMETER"
-    table = False
-    for op_type, index in _uses(value):
-        if index in _WEIGHTS.get(op_type, ()):
-            return op_type not in ("Gather",) or len(const.shape) > 1
-        table = table or index in _TABLES.get(op_type, ())
-    return table and const.size > 1 and not _is_mask(const.numpy())
-
-
-def _uses(value: ir.Value) -> Iterator[tuple[str, int]]:
-    """Where a value ends up, through operators that only move it."""
-    queue, seen = [value], {value}
-    while queue:
-        for use in queue.pop().uses():
-            node, index = use.node, use.idx
-            if node.op_type in _THROUGH and (index == 0 or node.op_type == "Concat"):
-                for output in node.outputs:
-                    if output not in seen:
-                        seen.add(output)
-                        queue.append(output)
-            else:
-                yield node.op_type, index
+    use = weight_use(value)
+    return use == "weight" or (use == "table" and const.size > 1 and not _is_mask(const.numpy()))
 
 
 def _is_mask(array: npt.NDArray[Any]) -> bool:

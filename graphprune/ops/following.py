@@ -16,6 +16,11 @@ ACTIVATIONS = frozenset({
 _GATES = frozenset({"Sigmoid", "HardSigmoid"})
 
 
+def normalises(node: ir.Node) -> bool:
+    """Whether a node is a normalisation, a fused one included."""
+    return node.op_type.endswith("Normalization") or node.op_type == "GroupNorm"
+
+
 def behind_norm(value: ir.Value) -> ir.Value:
     """The output of the normalisation behind a layer, past an addition of a bias; else the layer's own."""
     current = value

@@ -77,8 +77,13 @@ SUMS = ("Add", "Sub", "Sum", "Max", "Min", "Mean", "Or", "Xor", "BitwiseOr", "Bi
 #: Zero wherever the first operand is zero.
 FIRST = ("Div", "Mod", "PRelu", "BitShift")
 #: Flat at their ends: far out, only rounding is left of a difference in the input.
-SATURATING = ("Sigmoid", "Tanh", "HardSigmoid", "Erf", "Softmax", "LogSoftmax", "Softplus")
+_SATURATING = ("Sigmoid", "Tanh", "HardSigmoid", "Erf", "Softmax", "LogSoftmax", "Softplus")
 OTHERS = ("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Pow", "Where")
+
+
+def saturates(node: ir.Node) -> bool:
+    """Whether a node's function is flat at its ends."""
+    return node.op_type in _SATURATING
 
 
 def align(view: OpView, operands: list[int], rank: int | None = None) -> list[list[tuple[int, Axis]]]:

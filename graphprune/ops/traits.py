@@ -26,6 +26,69 @@ _FUSED_EARLY = {"LayerNormalization": 17}
 
 #: Inputs that are added to the result and may be left out.
 _OPTIONAL_ADDENDS = {"Conv": 2, "ConvTranspose": 2}
+#: The same, where they hold one number an output channel or column.
+_BIASES = {**_OPTIONAL_ADDENDS, "Gemm": 2}
+#: Ops that read how large their input is, not what it holds.
+_SIZES = frozenset({"Shape", "Size"})
+#: Ops that make much of little -> the input that is the shape of the result; None where no input is.
+_GROWING = {"ConstantOfShape": 0, "Expand": 1, "Tile": None, "Range": None, "OneHot": None, "EyeLike": None}
+#: Element types of the inputs that a body begins with by its op: the step's number, and whether to go on.
+BODY_TYPES = {"Loop": (ir.DataType.INT64, ir.DataType.BOOL)}
+
+
+def reads_sizes(node: ir.Node) -> bool:
+    """Whether a node gives the sizes of its input, whatever that holds."""
+    return node.op_type in _SIZES and not node.domain
+
+
+def copies(node: ir.Node) -> bool:
+    """Whether a node gives its input as it is."""
+    return node.op_type == "Identity"
+
+
+def grows(node: ir.Node) -> tuple[bool, int | None]:
+    """Whether a node may make much of little, and which input says how much, None where none does."""
+    return node.op_type in _GROWING, _GROWING.get(node.op_type)
+
+
+def bias_of(node: ir.Node) -> ir.Value | None:
+    """The bias that a linear layer is given."""
+    index = _BIASES.get(node.op_type)
+    return node.inputs[index] if index is not None and index < len(node.inputs) else None
+
+
+def contracted(node: ir.Node, axis: int, rank: int) -> int | None:
+    """The size that an axis of the first input must have, read off a weight that it is multiplied with.
+
+    Parameters
+    ----------
+    axis, rank
+        Of the input.
+    """
+    weight = node.inputs[1].shape if len(node.inputs) > 1 and node.inputs[1] is not None else None
+    if node.domain or weight is None:
+        return None
+    if node.op_type == "Conv" and axis == 1 and len(weight) > 1 and isinstance(weight[1], int):
+        return int(weight[1]) * int(node.attributes.get_int("group", 1))
+    if node.op_type == "MatMul" and axis == rank - 1 and len(weight) == 2 and isinstance(weight[0], int):
+        return int(weight[0])
+    return None
+
+
+def softmax_over_last(node: ir.Node, version: int) -> bool:
+    """Whether a node is a Softmax over the last axis alone.
+
+    Parameters
+    ----------
+    version
+        Of the model's opset.
+    """
+    if node.op_type != "Softmax" or node.domain:
+        return False
+    axis = node.attributes.get_int("axis", -1 if version >= 13 else 1)
+    shape = node.outputs[0].shape
+    # Before opset 13 all axes from this one on are one.
+    return axis == -1 or (shape is not None and axis == len(shape) - 1)
 
 
 def idle_addend(node: ir.Node) -> int | None:

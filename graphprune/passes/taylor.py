@@ -7,13 +7,13 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from graphprune.gradients import Member, products, summed
-from graphprune.passes.base import Needs, Score, Scores, State
-from graphprune.weights import fill_missing
+from graphprune.gradients import GradientScore, Member, products, summed
+from graphprune.ops.following import normalises
+from graphprune.passes.base import Scores, State
 
 
 @dataclass(frozen=True)
-class Taylor(Score):
+class Taylor(GradientScore):
     """abs(sum of w g) over each slice that dies with a unit, mean over samples, then over the slices.
 
     g is the gradient of one sample's loss with respect to the weight w. Without labels the loss is the negative log-likelihood
@@ -36,9 +36,6 @@ class Taylor(Score):
     """
 
     name: ClassVar[str] = "taylor"
-    unit: ClassVar[str] = "loss"
-    needs: ClassVar[Needs] = "gradients"
-    labels: bool = False
     per: Literal["slice", "weight"] = "slice"
     at: Literal["weights", "gates"] = "weights"
 
@@ -72,7 +69,7 @@ class Taylor(Score):
                 gates += np.square(one)
         scores = np.where(gated > 0, gates / np.maximum(gated, 1), slices / np.maximum(sliced, 1))
         missing = (gated == 0) & (sliced == 0) if count else np.ones(n, np.bool_)
-        return fill_missing(state, self.name, scores, missing, "have no weights that can be trained")
+        return self.filled(state, scores, missing)
 
     def _sum(self, state: State, member: Member, axis: int, product: Scores) -> tuple[Scores, Scores]:
         numbers = np.abs(product) if self.per == "weight" else product
@@ -83,6 +80,6 @@ class Taylor(Score):
 def _norm(member: Member) -> str | None:
     """The normalisation that reads a scale or a shift, None for the bias of anything else."""
     for node, _ in member.value.uses():
-        if node.op_type.endswith("Normalization") or node.op_type == "GroupNorm":
+        if normalises(node):
             return str(node.outputs[0].name)
     return None

@@ -16,7 +16,7 @@ from graphprune.cut import Rewriter
 from graphprune.errors import GraphPruneError, ModelError, UnprovableError, VerificationError
 from graphprune.inputs import Feed
 from graphprune.masking import masked_original
-from graphprune.ops.pointwise import SATURATING
+from graphprune.ops.pointwise import saturates
 from graphprune.ops.traits import QUANTISING
 from graphprune.passes.base import Kind, Pass, State
 
@@ -175,7 +175,7 @@ def saturated(model: ir.Model) -> dict[str, str]:
     computed = value_names(model)
     for value in model.graph.outputs:
         node = value.producer()
-        if node is not None and node.op_type in SATURATING and node.inputs[0] is not None:
+        if node is not None and saturates(node) and node.inputs[0] is not None:
             source = str(node.inputs[0].name)
             if source in computed:
                 out[str(value.name)] = source

@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from graphprune.coupling import Coupling, node_name
 from graphprune.frontends.onnx import plan_name
+from graphprune.ops.traits import reads_sizes
 
 #: Roles of parameters that make a node a layer; other parameters (scales, biases) belong to the layer before.
 LAYER_ROLES = frozenset({"weight", "table"})
@@ -100,7 +101,7 @@ class _Sweep:
     def _node(self, node: ir.Node) -> None:
         inputs = [value for value in node.inputs if value is not None]
         # A size is no data: what is reshaped by it does not join the two.
-        read = [] if node.op_type in ("Shape", "Size") else [self.origin[v] for v in inputs if v in self.origin]
+        read = [] if reads_sizes(node) else [self.origin[v] for v in inputs if v in self.origin]
         for body in _bodies(node):
             # A body's inputs come from the node's last inputs, in order (Loop, Scan); an If has none.
             for inner, outer in zip(reversed(body.inputs), reversed(inputs), strict=False):

@@ -16,6 +16,7 @@ from graphprune.backends.torch import to_module
 from graphprune.coupling import Coupling
 from graphprune.errors import UsageError
 from graphprune.featuremaps import layer_inputs, layer_outputs
+from graphprune.ops.traits import softmax_over_last
 from graphprune.passes.base import State
 from graphprune.training.batches import INDEX, Batch, Data
 from graphprune.training.losses import Output, divergence, judged, kind_of, relative_error, score
@@ -66,9 +67,10 @@ def showing(model: ir.Model, names: Sequence[str]) -> tuple[fx.GraphModule, list
     clone.meta.update(model.meta)
     values = {str(v.name): v for node in clone.graph for v in node.outputs}
     logits = set()
+    version = clone.graph.opset_imports.get("", 1)
     for place, value in enumerate(tuple(clone.graph.outputs)):
         node = value.producer()
-        if node is not None and node.op_type == "Softmax" and not node.domain and _over_last(node, clone):
+        if node is not None and softmax_over_last(node, version):
             before = node.inputs[0]
             if before is not None and before.producer() is not None and not before.is_graph_output():
                 clone.graph.outputs[place] = before
@@ -76,17 +78,6 @@ def showing(model: ir.Model, names: Sequence[str]) -> tuple[fx.GraphModule, list
     given = {str(v.name) for v in clone.graph.outputs}
     clone.graph.outputs.extend(values[name] for name in names if name not in given)
     return to_module(clone), [str(v.name) for v in clone.graph.outputs], frozenset(logits)
-
-
-def _over_last(node: ir.Node, model: ir.Model) -> bool:
-    """Whether a Softmax runs over the last axis alone."""
-    version = model.graph.opset_imports.get("", 1)
-    axis = node.attributes.get_int("axis", -1 if version >= 13 else 1)
-    shape = node.outputs[0].shape
-    if axis == -1:
-        return True
-    # Before opset 13 all axes from this one on are one.
-    return shape is not None and axis == len(shape) - 1
 
 
 def boundaries(state: State, cut: ir.Model) -> list[ir.Value]:

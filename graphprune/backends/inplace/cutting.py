@@ -28,6 +28,7 @@ from graphprune.backends.inplace.tensors import (
 from graphprune.cut import Rewriter
 from graphprune.errors import GraphPruneError
 from graphprune.frontends.torch_source import TorchSource
+from graphprune.ops.traits import bias_of
 from graphprune.passes.base import State
 from graphprune.passes.verify import HEAVY, tolerance_of
 
@@ -197,18 +198,17 @@ def _put_biases(module: torch.nn.Module, source: TorchSource, cut: ir.Model, sli
     """Give layers without a bias the one that a recovery gave them."""
     modules = dict(module.named_modules(remove_duplicate=False))
     for node in cut.graph:
-        for value in node.inputs[2:3] if node.op_type in ("Gemm", "Conv", "ConvTranspose") else ():
-            weight = node.inputs[1]
-            if value is None or value.const_value is None or weight is None or str(value.name) in source.aliases:
-                continue
-            layer = modules.get(str(weight.name).rpartition(".")[0])
-            if layer is None or layer._parameters.get("bias", value) is not None:
-                continue
-            like = layer._parameters.get("weight")
-            array = np.array(value.const_value.numpy(), np.float32)
-            if like is not None and array.ndim == 1:
-                bias = torch.nn.Parameter(torch.from_numpy(array).to(like), requires_grad=like.requires_grad)
-                sliced.add(layer, "bias", bias)
+        value = bias_of(node)
+        if value is None or value.const_value is None or node.inputs[1] is None or str(value.name) in source.aliases:
+            continue
+        layer = modules.get(str(node.inputs[1].name).rpartition(".")[0])
+        if layer is None or layer._parameters.get("bias", value) is not None:
+            continue
+        like = layer._parameters.get("weight")
+        array = np.array(value.const_value.numpy(), np.float32)
+        if like is not None and array.ndim == 1:
+            bias = torch.nn.Parameter(torch.from_numpy(array).to(like), requires_grad=like.requires_grad)
+            sliced.add(layer, "bias", bias)
 
 
 @contextlib.contextmanager

@@ -51,7 +51,7 @@ _NEVER = frozenset(
     ]
 )
 # Outputs whose size only the data tell, yet never above the inputs' own size times their rank.
-BOUNDED = frozenset({"NonZero", "Compress", "Unique"})
+_BOUNDED = frozenset({"NonZero", "Compress", "Unique"})
 
 
 def _ints(node: ir.Node, xs: Arrays, index: int, name: str) -> list[int] | None:
@@ -196,7 +196,12 @@ def _arg(function: Callable[..., Any]) -> Callable[[ir.Node, Arrays], Any]:
     return run
 
 
-def range_size(xs: Arrays) -> float:
+def is_bounded(node: ir.Node, inputs: Arrays, limit: int) -> bool:
+    """Whether a node whose outputs have no known shape makes no more than ``limit`` elements of small inputs."""
+    return node.op_type in _BOUNDED or (node.op_type == "Range" and _range_size(inputs) <= limit)
+
+
+def _range_size(xs: Arrays) -> float:
     """Return how many elements a Range over these inputs has; infinity where they make no range."""
     try:
         start, limit, delta = (float(_need(xs, i).reshape(-1)[0]) for i in range(3))
