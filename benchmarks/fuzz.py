@@ -29,7 +29,8 @@ import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fuzz_mutations import DATA_NAME, cheap, choose, corpus, mutate
+from fuzz_corpus import DATA_NAME, cheap, choose, corpus
+from fuzz_mutations import mutate
 
 OK, CLEAN = "ok", "clean error"
 MAX_ADDRESS_SPACE = 12 << 30

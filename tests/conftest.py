@@ -22,6 +22,18 @@ def calibration() -> Path:
     return ROOT / "examples" / "digits" / "digits_calibration.npz"
 
 
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A file with two convolutions, of 16 and 12 channels."""
+    import onnx
+
+    from tests.nets import two_convs
+
+    path = tmp_path / "model.onnx"
+    onnx.save(two_convs(16, 12), path)
+    return path
+
+
 # The same examples every time, however busy the machine: what CI says must not depend on luck.
 settings.register_profile("repeatable", deadline=None, derandomize=True)
 settings.load_profile("repeatable")

@@ -10,28 +10,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from click.testing import CliRunner, Result
 
-from graphprune.cli import cli
+from tests.command import call, fails
 from tests.nets import two_convs, with_weights
-
-
-def call(*args: object) -> Result:
-    return CliRunner().invoke(cli, [str(arg) for arg in args], prog_name="graphprune")
-
-
-def fails(*args: object, code: int = 2) -> str:
-    result = call(*args)
-    assert result.exit_code == code, result.output
-    assert "Traceback" not in result.output
-    return " ".join(result.output.split())
-
-
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    path = tmp_path / "model.onnx"
-    onnx.save(two_convs(16, 12), path)
-    return path
 
 
 def test_run_writes_model_and_plan(model: Path, tmp_path: Path) -> None:

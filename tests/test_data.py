@@ -2,35 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graphprune.data import Hints, InputSpec, Samples, load, parse_shapes, resolve_shapes, synthetic
+from graphprune.data import Hints, InputSpec, load, parse_shapes, resolve_shapes, synthetic
 from graphprune.errors import UsageError
-from graphprune.inputs import Array, image_axes
+from graphprune.inputs import image_axes
 from graphprune.synthetic import pink
-
-F32 = np.dtype(np.float32)
-I64 = np.dtype(np.int64)
-EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "digits"
-
-
-def spec(name: str, dtype: object, *shape: int | str | None) -> InputSpec:
-    return InputSpec(name, np.dtype(dtype), shape)  # type: ignore[call-overload]
-
-
-def only(samples: Samples) -> list[Array]:
-    """The arrays of a model with one input."""
-    return [next(iter(feed.values())) for feed in samples]
-
-
-IMAGE = spec("x", F32, "batch", 3, 32, 32)
-
+from tests.input_specs import EXAMPLE, F32, I64, IMAGE, only, spec
 
 # ---------------------------------------------------------------------------------------------- shapes
 

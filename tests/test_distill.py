@@ -16,7 +16,7 @@ import pytest
 import graphprune as gp
 from graphprune.errors import UsageError
 from tests.nets import with_weights
-from tests.training_nets import classifier, digits, killed
+from tests.training_nets import classifier, digits, killed, started
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("graphprune.backends.torch")
@@ -167,20 +167,15 @@ def test_a_killed_run_goes_on_to_the_same_weights(tmp_path: Path) -> None:
         return ["run", str(tmp_path / "m.onnx"), "-o", str(tmp_path / out), "--pass", "l1", "--pass", f"distill{{{options}}}",
                 "--rate", "0.4", "--data", str(data), "--samples", "64"]  # fmt: skip
 
-    def call(*args: Any) -> None:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run([sys.executable, "-m", "graphprune", *arguments(*args)], check=False, cwd=ROOT, capture_output=True, text=True, env=environment)
-        assert done.returncode == 0, done.stderr
-
-    call("whole.onnx", "whole", 60)
+    started(arguments("whole.onnx", "whole", 60), ROOT)
     reached = killed(arguments("broken.onnx", "broken", 0), tmp_path / "broken" / "distill.safetensors", ROOT, 150)
     assert 150 <= reached < 400 and not (tmp_path / "broken.onnx").exists()
-    call("broken.onnx", "broken", 0)
+    started(arguments("broken.onnx", "broken", 0), ROOT)
     assert (tmp_path / "broken.onnx").read_bytes() == (tmp_path / "whole.onnx").read_bytes()
     records = [json.loads((tmp_path / f"{name}.plan.json").read_text())["recovery"]["distill"] for name in ("whole", "broken")]
     assert records[0]["scores"] == records[1]["scores"] and records[1]["resumed_at"] >= reached
     # A third start finds the run finished.
-    call("again.onnx", "broken", 0)
+    started(arguments("again.onnx", "broken", 0), ROOT)
     assert (tmp_path / "again.onnx").read_bytes() == (tmp_path / "whole.onnx").read_bytes()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +17,7 @@ from PIL import Image
 import graphprune as gp
 from graphprune.cli import cli
 from graphprune.errors import DataError, OutputError, UsageError
-from tests.training_nets import classifier, digits, killed
+from tests.training_nets import classifier, digits, killed, started
 
 torch = pytest.importorskip("torch")
 
@@ -140,16 +139,10 @@ def test_a_killed_run_goes_on_to_the_same_weights(source: tuple[Path, Path], tmp
         return ["finetune", str(path), "--data", str(data), "-o", str(tmp_path / out), "--steps", "500", "--augment", "noise",
                 "--patience", "99", "--checkpoint", str(tmp_path / folder), "--every", str(every)]  # fmt: skip
 
-    def go(*args: Any) -> None:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run([sys.executable, "-m", "graphprune", *arguments(*args)], check=False, cwd=ROOT, capture_output=True,
-                              text=True, env=environment)  # fmt: skip
-        assert done.returncode == 0, done.stderr
-
-    go("whole.onnx", "whole", 60)
+    started(arguments("whole.onnx", "whole", 60), ROOT)
     reached = killed(arguments("broken.onnx", "broken", 0), tmp_path / "broken" / "finetune.safetensors", ROOT, 100)
     assert 100 <= reached < 500 and not (tmp_path / "broken.onnx").exists()
-    go("broken.onnx", "broken", 0)
+    started(arguments("broken.onnx", "broken", 0), ROOT)
     assert (tmp_path / "broken.onnx").read_bytes() == (tmp_path / "whole.onnx").read_bytes()
 
 

@@ -402,7 +402,8 @@ def test_data_types_in_every_place(tmp_path: Path, kind: str) -> None:
 
 def test_some_mutants_end_cleanly(tmp_path: Path) -> None:
     """What ``benchmarks/fuzz.py`` does by the thousand, by the hundred."""
-    from fuzz_mutations import built, mutate
+    from fuzz_corpus import built
+    from fuzz_mutations import mutate
 
     seeds = built()
     ended = 0

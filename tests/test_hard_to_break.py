@@ -17,31 +17,12 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from click.testing import CliRunner, Result
 from onnx import TensorProto, helper, numpy_helper
 
 import graphprune as gp
-from graphprune.cli import cli
 from graphprune.errors import OutputError
+from tests.command import call, fails
 from tests.nets import two_convs
-
-
-def call(*args: object) -> Result:
-    return CliRunner().invoke(cli, [str(arg) for arg in args], prog_name="graphprune")
-
-
-def fails(*args: object, code: int = 2) -> str:
-    result = call(*args)
-    assert result.exit_code == code, result.output
-    assert "Traceback" not in result.output
-    return " ".join(result.output.split())
-
-
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    path = tmp_path / "model.onnx"
-    onnx.save(two_convs(16, 12), path)
-    return path
 
 
 def changed(path: Path, index: int, change: Callable[[np.ndarray], None]) -> Path:

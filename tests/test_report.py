@@ -12,12 +12,10 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from click.testing import CliRunner, Result
 from onnx import TensorProto, helper, numpy_helper
 
 import graphprune as gp
 from graphprune import pipeline
-from graphprune.cli import cli
 from graphprune.errors import OutputError
 from graphprune.options import Options
 from graphprune.report import layout, payload
@@ -25,13 +23,10 @@ from graphprune.report.layout import BOX_WIDTH, layered
 from graphprune.report.network import boxes_of
 from graphprune.report.payload import histogram
 from graphprune.report.recipe import command_line
+from tests.command import call
 from tests.nets import folded_residual, two_convs, with_weights
 
 EVIL = "</script><script>window.bad=1</script><img src=x onerror='window.bad=1'>\"'&\u2028 é 漢 🙂"
-
-
-def call(*args: object) -> Result:
-    return CliRunner().invoke(cli, [str(arg) for arg in args])
 
 
 def data_of(page: str) -> dict[str, Any]:

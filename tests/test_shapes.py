@@ -12,33 +12,10 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from onnx import helper
 
-from graphprune.errors import ModelError, UsageError
+from graphprune.errors import ModelError
 from graphprune.shapes import Facts, infer, probe_inputs, step
-
-FLOAT, INT64, BOOL = ir.DataType.FLOAT, ir.DataType.INT64, ir.DataType.BOOL
-
-
-def parse(text: str, opset: str = '"" : 18', **weights: tuple[int, ...]) -> ir.Model:
-    """Build a model from ONNX's text format, with initializers of zeros."""
-    proto = onnx.parser.parse_model(f"<ir_version: 8, opset_import: [{opset}]>\n{text}")
-    for name, shape in weights.items():
-        proto.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros(shape, np.float32), name))
-    return ir.from_proto(proto)
-
-
-def by_name(model: ir.Model) -> dict[str, ir.Value]:
-    found = {v.name: v for g in model.graphs() for v in (*g.inputs, *g.initializers.values())}
-    found.update((v.name, v) for n in model.graph.all_nodes() for v in n.outputs)
-    return {str(k): v for k, v in found.items()}
-
-
-def shapes_of(text: str, opset: str = '"" : 18', **inputs: tuple[int, ...]) -> dict[str, Any]:
-    model = parse(text, opset)
-    facts = infer(model, inputs)
-    return {name: facts.partial(v) for name, v in by_name(model).items()}
-
+from tests.shape_nets import FLOAT, INT64, by_name, parse, shapes_of
 
 # Against ONNX's operator cases
 
@@ -365,99 +342,6 @@ def test_contrib_operators(op: str, inputs: str, attributes: str, expected: list
     assert not facts.problems
 
 
-# Control flow
-
-
-IF = """agraph (bool c, float[2,3] x) => (float[] y) {
-    %s
-    y = If (k) <then_branch = t () => (float[] a) { a = Transpose (x) },
-                else_branch = e () => (float[] b) { z = Constant <value_ints = [%s]> ()  b = Reshape (x, z) }>
-}"""
-
-
-@pytest.mark.parametrize(
-    ("condition", "target", "expected"),
-    [
-        ("k = Identity (c)", "3, 2", (3, 2)),
-        ("k = Identity (c)", "3, -1, 1", None),
-        ("k = Identity (c)", "1, 6", (None, None)),
-        ("k = Constant <value = bool {1}> ()", "1, 6", (3, 2)),
-        ("k = Constant <value = bool {0}> ()", "1, 6", (1, 6)),
-    ],
-)
-def test_if(condition: str, target: str, expected: Any) -> None:
-    found = shapes_of(IF % (condition, target), c=(), x=(2, 3))
-    assert found["y"] == expected
-    assert found["a"] == (3, 2)  # inside, with a value captured from outside
-
-
-def test_a_branch_that_never_runs_may_contradict_itself() -> None:
-    model = parse(IF % ("k = Constant <value = bool {1}> ()", "5, 5"))
-    assert not infer(model, {"c": (), "x": (2, 3)}).problems
-
-
-LOOP = """agraph (int64 m, float[2,3] x) => (float[] s, float[] p) {
-    n = Constant <value = int64 {4}> ()  t = Constant <value = bool {1}> ()
-    s, p = Loop (%s, t, x) <body = b (int64 i, bool c, float[] h) => (bool d, float[] g, float[] o) {
-        d = Identity (c)  g = %s  o = ReduceSum <keepdims = 0> (h)
-    }>
-}"""
-
-
-@pytest.mark.parametrize(
-    ("trips", "state", "s", "p"),
-    [
-        ("n", "Relu (h)", (2, 3), (4,)),
-        ("m", "Relu (h)", (2, 3), (None,)),
-        ("n", "Concat <axis = 0> (h, h)", (None, 3), (4,)),
-        ("n", "NonZero (h)", (2, None), (4,)),
-    ],
-)
-def test_loop(trips: str, state: str, s: Any, p: Any) -> None:
-    found = shapes_of(LOOP % (trips, state), m=(), x=(2, 3))
-    assert (found["s"], found["p"]) == (s, p)
-
-
-def test_scan_with_axes() -> None:
-    found = shapes_of(
-        """agraph (float[4] z, float[3,6,4] x) => (float[] s, float[] p) {
-            s, p = Scan <num_scan_inputs = 1, scan_input_axes = [1], scan_output_axes = [-1],
-                body = b (float[] h, float[] e) => (float[] g, float[] o) { g = Identity (h)  o = Add (e, h) }> (z, x)
-        }""",
-        z=(4,),
-        x=(3, 6, 4),
-    )
-    assert found["e"] == (3, 4)
-    assert found["s"] == (4,)
-    assert found["p"] == (3, 4, 6)
-
-
-def test_deeply_nested_loops_end() -> None:
-    body = "Concat <axis = 0> (h{0}, h{0})"
-    for depth in range(12, 0, -1):
-        inner = body.replace("{0}", str(depth))
-        body = (
-            f"Loop (n, t, h{{0}}) <body = b{depth} (int64 i{depth}, bool c{depth}, float[] h{depth}) => "
-            f"(bool d{depth}, float[] g{depth}) {{ d{depth} = Identity (c{depth})  g{depth} = {inner} }}>"
-        )
-    text = "n = Constant <value = int64 {4}> ()  t = Constant <value = bool {1}> ()  y = " + body.replace("h{0}", "x")
-    started = time.perf_counter()
-    found = shapes_of(f"agraph (float[2,3] x) => (float[] y) {{ {text} }}", x=(2, 3))
-    assert found["y"] in [(None, 3), None]
-    assert time.perf_counter() - started < 5
-
-
-def test_sequences_pass_through() -> None:
-    found = shapes_of(
-        """agraph (float[2,3] x) => (float[] y) {
-            q = SequenceConstruct (x, x)  z = Constant <value = int64 {0}> ()  y = SequenceAt (q, z)
-        }""",
-        x=(2, 3),
-    )
-    assert found["q"] is None
-    assert found["y"] == (2, 3)
-
-
 # Size
 
 
@@ -485,88 +369,6 @@ def test_time_is_linear_in_nodes() -> None:
         times.append(time.perf_counter() - started)
         assert facts.shape(model.graph.outputs[0]) == (1, 8, 16, 16)
     assert times[1] < 30 * times[0]
-
-
-# Probing
-
-
-def test_probe_of_images_and_sequences() -> None:
-    model = parse(
-        """agraph (float["n",3,"h","w"] x, int64["n","s"] ids, float["n","s",8] e, float z) => (float[] y) {
-            y = Relu (x)
-        }"""
-    )
-    assert probe_inputs(model, {}) == {"x": (1, 3, 224, 224), "ids": (1, 16), "e": (1, 16, 8), "z": ()}
-    chosen = probe_inputs(model, {"ids": (2, 7)})
-    assert chosen == {"x": (2, 3, 224, 224), "ids": (2, 7), "e": (2, 7, 8), "z": ()}
-
-
-def test_probe_of_channels_last_and_of_open_channels() -> None:
-    model = parse(
-        """agraph (float["n","h","w",3] x, float["n","c","h2","w2"] v) => (float[] y) {
-            y = Conv (v, k)  t = Relu (x)
-        }""",
-        k=(4, 5, 1, 1),
-    )
-    chosen = probe_inputs(model, {})
-    assert chosen["x"] == (1, 224, 224, 3)
-    assert chosen["v"] == (1, 5, 224, 224)  # the convolution's weight has five input channels
-
-
-@pytest.mark.parametrize("size", [64, 320, 48])
-def test_probe_tries_sizes_until_the_graph_agrees(size: int) -> None:
-    text = f"""agraph (float["n",3,"h","w"] x) => (float[] y) {{
-        s = Constant <value_ints = [0, {3 * size}, {size}]> ()  y = Reshape (x, s)
-    }}"""
-    model = parse(text)
-    shape = probe_inputs(model, {})["x"]
-    assert shape == (1, 3, size, size)
-    assert not infer(model, {"x": shape}).problems
-
-
-def test_probe_finds_a_length_that_audio_needs() -> None:
-    model = parse(
-        """agraph (float["n","samples"] x) => (float[] y) {
-            a = Constant <value_ints = [1]> ()  u = Unsqueeze (x, a)  y = Conv <strides = [160]> (u, k)
-        }""",
-        k=(2, 1, 400),
-    )
-    assert probe_inputs(model, {})["x"][1] >= 400
-
-
-def test_probe_works_out_sums_of_names() -> None:
-    x = [helper.make_tensor_value_info(n, 7, s) for n, s in (("ids", ["n", "s"]), ("mask", ["n", "past + s"]))]
-    past = helper.make_tensor_value_info("past_k", 1, ["n", 4, "past", 8])
-    y = helper.make_tensor_value_info("y", 7, None)
-    graph = helper.make_graph([helper.make_node("Identity", ["ids"], ["y"])], "g", [*x, past], [y])
-    model = ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8))
-    chosen = probe_inputs(model, {"ids": (1, 5), "past_k": (1, 4, 9, 8)})
-    assert chosen["mask"] == (1, 14)
-
-
-def test_probe_keeps_what_got_furthest_when_nothing_fits() -> None:
-    model = parse(
-        """agraph (float["n",3,"h","w"] x) => (float[] y) {
-            r = Relu (x)  s = Constant <value_ints = [0, 7]> ()  y = Reshape (r, s)
-        }"""
-    )
-    assert probe_inputs(model, {})["x"][:2] == (1, 3)
-
-
-@pytest.mark.parametrize(
-    ("overrides", "words"),
-    [
-        ({"z": (1,)}, ["no input is called 'z'", "x"]),
-        ({"x": (1, 3, 8)}, ["'x'", "4 axes", "1x3x8"]),
-        ({"x": (1, 4, 8, 8)}, ["axis 1", "'x'", "3", "1x4x8x8"]),
-        ({"x": (1, 3, -8, 8)}, ["'x'", "negative"]),
-    ],
-)
-def test_overrides_that_do_not_fit(overrides: dict[str, tuple[int, ...]], words: list[str]) -> None:
-    model = parse('agraph (float["n",3,"h","w"] x) => (float[] y) { y = Relu (x) }')
-    with pytest.raises(UsageError) as caught:
-        probe_inputs(model, overrides)
-    assert all(word in str(caught.value) for word in words)
 
 
 def test_initializers_listed_as_inputs_are_constants() -> None:

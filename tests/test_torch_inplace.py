@@ -14,7 +14,8 @@ nn = torch.nn
 
 from torch.nn.utils import parametrize  # noqa: E402
 
-from tests.torch_modules import FIXED, MODULES, Between  # noqa: E402
+from tests.torch_attention import MODULES  # noqa: E402
+from tests.torch_modules import FIXED, Between  # noqa: E402
 from tests.torch_nets import NETS  # noqa: E402
 
 IN_PLACE = sorted(set(MODULES) - set(FIXED))

@@ -49,6 +49,14 @@ def digits(path: Path, labels: bool = False, n: int = 400) -> Path:
     return path
 
 
+def started(arguments: list[str], cwd: Path) -> None:
+    """Run ``graphprune`` in a process of its own, to its end."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-m", "graphprune", *arguments], check=False, cwd=cwd, capture_output=True, text=True,
+                          env=environment)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
 def killed(arguments: list[str], checkpoint: Path, cwd: Path, after: int) -> int:
     """Start ``graphprune``, kill it with SIGKILL once its checkpoint is past a step; the step that it got to."""
     from graphprune.training.checkpoint import load
