@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from graphprune.ops.linear import fused_activation_keeps_zero, linear_groups, mark_groups, shrink_groups
+from graphprune.ops.linear import fused_activation_keeps_zero, grouped_axes, shrink_groups
 from graphprune.ops.pointwise import broadcast
 from graphprune.rules import Axes, Axis, OpView, UnknownShape, frozen_by_design, op
 
@@ -21,18 +21,9 @@ def fused_conv(view: OpView) -> list[Axes | None]:
     x, w = view.axes(0), view.axes(1)
     view.weight(1, "weight")
     view.weight(2, "bias")
-    for axis in x[2:]:
-        view.freeze(axis, "spatial axis of FusedConv")
-    for axis in w[2:]:
-        view.freeze(axis, "kernel axis of FusedConv")
-    groups = linear_groups(view)["g"]
-    xg, xi = view.split(x[1], [groups, len(x[1]) // groups])
-    wg, wo = view.split(w[0], [groups, len(w[0]) // groups])
-    view.tie(xg, wg)
-    view.tie(xi, w[1])
+    xi, wg, wo = grouped_axes(view, w)
     if not (view.is_parameter(1) or xi.zero):
         view.inexact(xi, _SUMMED)
-    mark_groups(view, {"g": wg})
     out, batch = view.merge([wg, wo]), x[0]
     zero = view.is_parameter(1) and fused_activation_keeps_zero(view)
     if view.has(2):

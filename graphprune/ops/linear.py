@@ -17,6 +17,28 @@ def linear_groups(view: OpView) -> Mapping[str, int]:
     return {"g": int(view.attr("group", 1))}
 
 
+def grouped_axes(view: OpView, w: Axes) -> tuple[Axis, Axis, Axis]:
+    """Meet the input of a convolution in groups with its weight, and freeze what runs over positions.
+
+    Returns
+    -------
+    inputs, groups, outputs
+        Channels of one group that are summed over; the groups; the output channels of one group.
+    """
+    x, op_type = view.axes(0), view.node.op_type
+    for axis in x[2:]:
+        view.freeze(axis, f"spatial axis of {op_type}")
+    for axis in w[2:]:
+        view.freeze(axis, f"kernel axis of {op_type}")
+    groups = linear_groups(view)["g"]
+    xg, xi = view.split(x[1], [groups, len(x[1]) // groups])
+    wg, wo = view.split(w[0], [groups, len(w[0]) // groups])
+    view.tie(xg, wg)
+    view.tie(xi, w[1])
+    mark_groups(view, {"g": wg})
+    return xi, wg, wo
+
+
 def mark_groups(view: OpView, env: Mapping[str, Axis]) -> None:
     view.mark(env["g"], "group")
 
@@ -107,23 +129,16 @@ def deform_conv(view: OpView) -> list[Axes | None]:
     """As Conv; offsets and mask keep their axes."""
     view.weight(1, "weight")
     view.weight(3, "bias")
-    x, w = view.axes(0), view.axes(1)
+    x = view.axes(0)
     batch = x[0]
-    for axis in [*x[2:], *w[2:]]:
-        view.freeze(axis, "spatial or kernel axis of DeformConv")
     for i, what in ((2, "offsets"), (4, "mask")):
         if view.has(i):
             view.tie(batch, view.axes(i)[0])
             for axis in view.axes(i)[1:]:
                 view.freeze(axis, f"holds {what} of DeformConv")
-    g, per_offset = int(view.attr("group", 1)), int(view.attr("offset_group", 1))
-    if per_offset > 1:
+    if int(view.attr("offset_group", 1)) > 1:
         view.freeze(x[1], "channels of DeformConv with several offset groups")
-    xg, xi = view.split(x[1], [g, len(x[1]) // g])
-    wg, wo = view.split(w[0], [g, len(w[0]) // g])
-    view.tie(xg, wg)
-    view.tie(xi, w[1])
-    view.mark(wg, "group")
+    _, wg, wo = grouped_axes(view, view.axes(1))
     merged = view.merge([wg, wo])
     bias = view.has(3)
     if bias:

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 from graphprune.ops.linear import (
     follow,
     follow_rows,
-    linear_groups,
-    mark_groups,
+    grouped_axes,
     matmul_axes,
     shrink_groups,
     weights_of,
@@ -81,20 +80,11 @@ def qlinear_conv(view: OpView) -> list[Axes | None]:
     x, w = view.axes(0), view.axes(3)
     view.weight(3, "weight")
     view.weight(8, "bias")
-    for axis in x[2:]:
-        view.freeze(axis, "spatial axis of QLinearConv")
-    for axis in w[2:]:
-        view.freeze(axis, "kernel axis of QLinearConv")
-    groups = linear_groups(view)["g"]
-    xg, xi = view.split(x[1], [groups, len(x[1]) // groups])
     follow(view, w[0], 4, 5, 8)
-    wg, wo = view.split(w[0], [groups, len(w[0]) // groups])
-    view.tie(xg, wg)
-    view.tie(xi, w[1])
+    xi, wg, wo = grouped_axes(view, w)
     masked = view.is_parameter(3)
     if not (masked or xi.zero or w[1].zero):
         view.inexact(xi, _SUMMED)
-    mark_groups(view, {"g": wg})
     out = view.merge([wg, wo])
     out = Axis(out.rows, masked and (not view.has(8) or view.is_parameter(8)), out.places)
     batch = Axis(x[0].rows, x[0].zero and not view.has(8), x[0].places)
