@@ -349,11 +349,12 @@ def verify(source: str, cut: str, plan: str | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(report))
         return
+    changed = " and ".join(what for what in ("recovered", "quantised") if report[what])
     click.secho("proved: ", fg="green", bold=True, nl=False)
     click.echo(
         f"largest difference {report['max_rel_error']:.2g} of an output's maximum (allowed {report['tolerance']:g}); "
         f"{report['exact_units']} exact and {report['inexact_units']} inexact units removed"
-        + ("; proved of the cut before its weights were recovered" if report["recovered"] else "")
+        + (f"; proved of the cut before its weights were {changed}" if changed else "")
     )
 
 
@@ -437,7 +438,7 @@ def _summary(result: Result, files: list[Path]) -> dict[str, Any]:
     return {
         "files": [str(path) for path in files], "before": plan.before, "after": plan.after, "verify": plan.verify,
         "groups": len(plan.groups), "frozen": len(plan.frozen), "notes": state.notes,
-        "fidelity": plan.fidelity,
+        "fidelity": plan.fidelity, "stages": plan.stages,
         "evaluation": {key: _finite(value) for key, value in state.evaluation.items()},
         "seconds": {key: round(value, 3) for key, value in state.seconds.items()},
     }  # fmt: skip

@@ -15,7 +15,7 @@ RUNTIMES = ("onnxruntime", "openvino", "tensorrt")
 #: Units of a latency, in microseconds.
 _TIMES = {"us": 1.0, "ms": 1e3, "s": 1e6}
 #: Passes that fit weights or fill a histogram, and so need more samples.
-FITTING = ("recover", "obs", "gram", "entropy-luo")
+FITTING = ("recover", "obs", "gram", "entropy-luo", "sparsify", "quantize")
 #: Calibration samples when none are asked for: to look at feature maps, and to fit weights.
 LOOKING_SAMPLES, FITTING_SAMPLES = 16, 256
 #: Passes that run backwards through the network for each sample, and how many they take.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import os
 import reprlib
 import sys
@@ -50,7 +51,7 @@ class Result:
     Attributes
     ----------
     ir : onnx_ir.Model
-        The smaller model in the representation that everything here works on.
+        The smaller model in the representation that everything here works on; in INT8 where that was asked.
     module : torch.nn.Module
         For a torch source: the smaller module. None for others.
     model : onnx_ir.Model or torch.nn.Module
@@ -67,7 +68,7 @@ class Result:
     @property
     def ir(self) -> ir.Model:
         assert self.state.cut is not None
-        return self.state.cut
+        return self.state.quantised or self.state.cut
 
     @property
     def module(self) -> Any:
@@ -241,10 +242,14 @@ def build_passes(specs: Sequence[str]) -> list[Pass]:
     scoring = [one for one in middle if one.kind == "score"]
     # Training starts from what least squares leaves.
     recovering = sorted((one for one in middle if one.kind == "recover"), key=lambda one: one.last)
-    other = [one.name for one in middle if one.kind not in ("score", "recover")]
+    compressing = sorted((one for one in middle if one.kind == "compress"), key=lambda one: one.order)
+    twice = [a.name for a, b in itertools.pairwise(compressing) if a.name == b.name]
+    if twice:
+        raise UsageError(f"pass '{twice[0]}' is given twice")
+    other = [one.name for one in middle if one.kind not in ("score", "recover", "compress")]
     if other:
         raise UsageError(f"pass '{other[0]}' has no place in a run yet")
-    return [*(fixed[name] for name in BEFORE), *scoring, *(fixed[name] for name in AFTER), *recovering]
+    return [*(fixed[name] for name in BEFORE), *scoring, *(fixed[name] for name in AFTER), *recovering, *compressing]
 
 
 def run_state(
@@ -263,7 +268,7 @@ def run_state(
         state.progress = progress
     scoring = [one.name for one in passes if one.kind == "score"]
     if until == "verify" and not scoring:
-        raise UsageError("no scoring pass is given: add one, for example --pass l1")
+        check_cuts_nothing(passes, options)
     combine.check(options.combine, scoring)
     if until == "scores":
         passes = [one for one in passes if one.name in BEFORE or one.kind == "score"]
@@ -276,10 +281,32 @@ def run_state(
             run_passes(state, [one for one in passes if one.name in BEFORE])
         finally:
             finite.result()
+    for one in passes:
+        one.check(state)
     prepare(state)
     run_passes(state, [one for one in passes if one.name not in BEFORE])
     finish(state)
     return state
+
+
+def check_cuts_nothing(passes: Sequence[Pass], options: Options) -> None:
+    """Without a criterion nothing can be cut, which is fine where the weights alone are to become cheaper.
+
+    Raises
+    ------
+    UsageError
+        A cut was asked for, or nothing at all.
+    """
+    compressing = [one.name for one in passes if one.kind == "compress"]
+    if not compressing:
+        raise UsageError("no scoring pass is given: add one, for example --pass l1")
+    asked = "--rate" if options.rate is not None else "--budget" if options.budget is not None else "--rates" if options.rates else ""
+    recovering = [f"--pass {one.name}" for one in passes if one.kind == "recover"]
+    if asked or recovering or options.steps > 1:
+        raise UsageError(
+            f"{asked or (recovering or ['--steps'])[0]} is for a cut, and no scoring pass is given: add one, for example --pass "
+            f"l1; or leave it out, and '{compressing[0]}' works on the whole model"
+        )
 
 
 def finish(state: State) -> None:
@@ -413,8 +440,16 @@ def inspect(
 
 
 def evaluate(result: Result, target: str) -> None:
-    """Call the user's ``MODULE:FUNCTION`` on the source and on the cut model."""
+    """Call the user's ``MODULE:FUNCTION`` on the source and on the cut model, and on every stage where there are some."""
     result.state.progress("evaluating", 0.0)
+    stages = result.state.stages
+    if stages is not None:
+        for number, stage in enumerate(stages.entries):
+            first = result.state.loaded.path if number == 0 else None
+            stage.evaluation = call_on(first or stage.model, target, "before" if number == 0 else f"({stage.name}) after")
+        result.state.evaluation.update(before=stages.entries[0].evaluation, after=stages.last.evaluation)
+        result.plan.stages = [stage.to_json() for stage in stages.entries]
+        return
     for key, model in (("before", result.state.loaded.path or result.state.loaded.model), ("after", result.ir)):
         result.state.evaluation[key] = call_on(model, target, key)
 
@@ -437,7 +472,7 @@ def call_on(model: ir.Model | Path, target: str, when: str) -> float | dict[str,
     except (Exception, SystemExit) as error:
         raise UsageError(f"--eval '{target}' cannot be loaded: {_told(error)}") from error
     with tempfile.TemporaryDirectory(prefix="graphprune-") as folder:
-        path = model if isinstance(model, Path) else Path(folder) / f"{when}.onnx"
+        path = model if isinstance(model, Path) else Path(folder) / "model.onnx"
         if not isinstance(model, Path):
             writer.save(model, path)
         try:

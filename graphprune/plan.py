@@ -45,6 +45,9 @@ class Plan:
     recovery: dict[str, Any] = field(default_factory=dict)
     fidelity: dict[str, Any] = field(default_factory=dict)
     attributes: dict[str, Any] = field(default_factory=dict)
+    sparsify: dict[str, Any] = field(default_factory=dict)
+    quantize: dict[str, Any] = field(default_factory=dict)
+    stages: list[dict[str, Any]] = field(default_factory=list)
     graphprune: str = ""
     schema: int = SCHEMA
 
@@ -59,7 +62,8 @@ class Plan:
         """The plan as plain JSON data."""
         keys = ("schema", "graphprune", "source", "options", "before", "after", "tensors", "groups", "frozen",
                 "verify", "notes", "scores", "recovery", "fidelity", "attributes")  # fmt: skip
-        return {key: getattr(self, key) for key in keys}
+        later = ("sparsify", "quantize", "stages")
+        return {key: getattr(self, key) for key in (*keys, *(key for key in later if getattr(self, key)))}
 
     def dumps(self) -> str:
         """The plan as JSON text."""
@@ -90,7 +94,8 @@ class Plan:
         shapes = data["options"].get("shapes", {})
         if not (isinstance(shapes, Mapping) and all(map(_is_indices, shapes.values()))):
             raise UsageError(f"{where}: 'shapes' in its options is damaged: it must be input name -> list of sizes")
-        optional = ("groups", "frozen", "verify", "notes", "scores", "recovery", "fidelity", "attributes", "graphprune")
+        optional = ("groups", "frozen", "verify", "notes", "scores", "recovery", "fidelity", "attributes", "graphprune",
+                    "sparsify", "quantize", "stages")  # fmt: skip
         keys = {key: data[key] for key in (*required, *optional) if key in data}
         return cls(**keys)
 

@@ -105,7 +105,10 @@ def print_result(result: Result, files: list[Path]) -> None:
             + (", weights stored as float16" if one["compress_to_fp16"] else "")
         )
     _print_recovery(console, plan.recovery)
-    _print_fidelity(console, plan)
+    if plan.stages:
+        print_stages(console, plan)
+    else:
+        _print_fidelity(console, plan)
     for note in state.notes:
         console.print(f"[yellow]note[/]: {escape(note)}")
     seconds = sum(state.seconds.values())
@@ -153,6 +156,43 @@ def _print_fidelity(console: Console, plan: Plan) -> None:
     if "boxes" in after:
         names = ", ".join(f"'{escape(name)}'" for name in after["boxes"]["outputs"])
         shown(None if before is None else before.get("boxes"), after["boxes"], f"boxes in {names}")
+
+
+def stage_rows(plan: Plan) -> tuple[list[str], list[list[float | str | None]]]:
+    """The model at each stage of the run: what its columns are, and a row for each; shares end in ``%``."""
+    given = [stage.get("evaluation") for stage in plan.stages]
+    tables = [one if isinstance(one, Mapping) else {} if one is None else {"evaluation": one} for one in given]
+    names = list(tables[0])[:4]
+    faith = [stage["fidelity"] for stage in plan.stages]
+    agreeing = [key for key in ("top1", "f1") if any(agreement(one, key) is not None for one in faith)]
+    labels = {key: label for key, label, _ in FIDELITY}
+    columns = ["stage", "file bytes", *names, *(f"{labels[key]}, %" for key in agreeing), "divergence"]
+    rows: list[list[float | str | None]] = []
+    for stage, table, one in zip(plan.stages, tables, faith, strict=True):
+        shares = [None if (share := agreement(one, key)) is None else 100 * share for key in agreeing]
+        rows.append([stage["stage"], stage["bytes"], *map(table.get, names), *shares, one.get("divergence")])
+    return columns, rows
+
+
+def agreement(fidelity: Mapping[str, Any], key: str) -> float | None:
+    """A share of a fidelity report, over all outputs that have it."""
+    if key == "f1":
+        return (fidelity.get("boxes") or {}).get("f1")
+    found = [entry[key] for entry in fidelity.get("outputs", {}).values() if key in entry]
+    return sum(found) / len(found) if found else None
+
+
+def print_stages(console: Console, plan: Plan) -> None:
+    """Source, cut, recovered, INT8: each judged on the same samples."""
+    columns, rows = stage_rows(plan)
+    table = Table(header_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in columns:
+        table.add_column(name, justify="left" if name == "stage" else "right")
+    for row in rows:
+        size = human(float(row[1] or 0))
+        table.add_row(str(row[0]), size, *("" if value is None else f"{value:.4g}" for value in row[2:]))
+    console.print(f"stages, outputs against the source's on {plan.fidelity['samples']} held-out samples:")
+    console.print(table)
 
 
 def evaluations(state: State) -> list[tuple[str, float, float]]:

@@ -18,6 +18,10 @@ from graphprune.passes.verify import TOLERANCE, Verify, compare, run_all, tolera
 from graphprune.pipeline import load_any
 from graphprune.plan import Plan, plan_path
 from graphprune.replay import replay
+from graphprune.rules import attribute
+
+#: Of a scale: how far an integer may be from what it stands for; a bias is rounded in float32 on the way.
+HALF_A_STEP = 0.51
 
 
 def verify(source: Any, cut: str | os.PathLike[str], plan: str | os.PathLike[str] | None = None) -> dict[str, Any]:
@@ -29,7 +33,8 @@ def verify(source: Any, cut: str | os.PathLike[str], plan: str | os.PathLike[str
     -------
     dict
         ``max_rel_error``, ``tolerance``, ``passed``, ``exact_units``, ``inexact_units``; ``recovered`` where weights were
-        re-fitted after the cut: the proof is then of the cut as the plan replays it, and of the file's sizes.
+        re-fitted after the cut: the proof is then of the cut as the plan replays it, and of the file's sizes; ``quantised``
+        where they are integers: of those that were not re-fitted, to half a step of their scales.
 
     Raises
     ------
@@ -48,6 +53,7 @@ def verify(source: Any, cut: str | os.PathLike[str], plan: str | os.PathLike[str
     # A recovered model computes something else by intention: what is proved is the cut that it started from.
     recovery = read.recovery if isinstance(read.recovery, Mapping) else {}
     changed, dropped = (frozenset(map(str, recovery.get(key) or ())) for key in ("tensors", "dropped"))
+    quantised = len(dict(read.quantize).get("tensors") or ()) if isinstance(read.quantize, Mapping) else 0
     from graphprune.calibration import samples_for
     from graphprune.masking import masked_original
 
@@ -58,17 +64,20 @@ def verify(source: Any, cut: str | os.PathLike[str], plan: str | os.PathLike[str
         return _verify_ir(state, masked, Path(cut), read, changed, feeds)
     given = load_any(cut).model
     _check_ends(state.model, given)
-    _check_weights(state.cut, given, changed, dropped)
+    if quantised:
+        check_integers(state.cut, given, changed)
+    else:
+        _check_weights(state.cut, given, changed, dropped)
     try:
-        for outputs in run_all(given, feeds if changed else feeds[:1]):
-            _check_finite_outputs(outputs, changed)
-        worst, where = compare(masked, state.cut if changed else given, feeds)
+        for outputs in run_all(given, feeds if changed or quantised else feeds[:1]):
+            _check_finite_outputs(outputs, bool(changed or quantised))
+        worst, where = compare(masked, state.cut if changed or quantised else given, feeds)
     except (ModelError, DataError, UsageError) as error:
         run_all(masked, feeds)  # raises what is wrong with the source, if it is the source
         raise VerificationError(f"the cut model does not run on the source's inputs: {error}") from error
     allowed = tolerance_of(state.model)
     report = {**state.plan.verify, "max_rel_error": worst, "tolerance": allowed, "passed": bool(worst <= allowed)}
-    report["recovered"] = len(changed)
+    report["recovered"], report["quantised"] = len(changed), quantised
     if not report["passed"]:
         raise VerificationError(f"output '{where}' differs by {worst:.2g} of its maximum (allowed {allowed:g})")
     return report
@@ -128,11 +137,48 @@ def _bits(tensor: ir.TensorProtocol) -> np.ndarray[Any, Any]:
     return flat if flat.dtype == object else flat.view(np.uint8)
 
 
-def _check_finite_outputs(outputs: Mapping[str, np.ndarray[Any, Any]], changed: frozenset[str]) -> None:
-    """A recovered model gives numbers."""
+def _check_finite_outputs(outputs: Mapping[str, np.ndarray[Any, Any]], changed: bool) -> None:
+    """A recovered or quantised model gives numbers."""
     bad = [name for name, array in outputs.items() if array.dtype.kind == "f" and not np.isfinite(array).all()]
     if bad and changed:
-        raise VerificationError(f"output '{bad[0]}' of the recovered model is not finite")
+        raise VerificationError(f"output '{bad[0]}' of the recovered or quantised model is not finite")
+
+
+def check_integers(expected: ir.Model, given: ir.Model, changed: frozenset[str]) -> None:
+    """Weights that are integers stand for the source's at the kept indices, to half a step; sizes only of re-fitted ones.
+
+    Weights that norms were folded into have other names and other values: nothing is known of them.
+    """
+    ours = _constants(expected)
+    for node in given.graph:
+        codes = node.inputs[0] if node.op_type == "DequantizeLinear" else None
+        if codes is None or codes.const_value is None:
+            continue
+        value = ours.get((0, str(codes.name).removesuffix("_quantized")))
+        if value is None or value.const_value is None or value.const_value.dtype != ir.DataType.FLOAT:
+            continue
+        integers, scale, zero = codes.const_value.numpy(), _contents(node, 1), _contents(node, 2)
+        wanted = value.const_value
+        if integers.shape != tuple(wanted.shape):
+            raise VerificationError(
+                f"tensor '{value.name}' has shape {list(integers.shape)} where the plan gives {list(wanted.shape)}"
+            )
+        if str(value.name) in changed or scale is None:
+            continue
+        shape = [1] * integers.ndim
+        if scale.size > 1:
+            shape[attribute(node, "axis", 1)] = scale.size
+        step, offset = (np.zeros(1) if a is None else a.astype(np.float64) for a in (scale, zero))
+        step, offset = (a.reshape(shape) if a.size > 1 else a.reshape(()) for a in (step, offset))
+        off = np.abs((integers.astype(np.float64) - offset) * step - wanted.numpy().astype(np.float64))
+        if not (off <= HALF_A_STEP * step).all():
+            raise VerificationError(f"tensor '{value.name}' does not hold the source's values at the kept indices, quantised")
+
+
+def _contents(node: ir.Node, index: int) -> np.ndarray[Any, Any] | None:
+    """A constant input of a node."""
+    value = node.inputs[index] if index < len(node.inputs) else None
+    return None if value is None or value.const_value is None else value.const_value.numpy()
 
 
 def _check_weights(expected: ir.Model, given: ir.Model, changed: frozenset[str], dropped: frozenset[str]) -> None:

@@ -312,6 +312,12 @@ class _TensorWriter:
             self._since = 0
 
 
+def file_bytes(model: ir.Model) -> int:
+    """Bytes of the model as a file, with all weights inside."""
+    message, tensors = take_apart(model)
+    return len(message) + sum(tensor.nbytes for tensor in tensors)
+
+
 def to_bytes(model: ir.Model) -> bytes:
     """The model as one serialized message with all weights inside.
 

@@ -3,7 +3,8 @@
 A pass is a frozen dataclass: its fields are its options (``--pass entropy{reading=conv}``), its docstring
 is its help, ``name`` its command-line name. It is registered by an entry point of group
 ``graphprune.passes``. Scoring passes return one number per unit and never change a graph; of the built-in
-ones only ``canonicalize``, ``rewrite`` and ``recover`` change one, and say so in ``changes_graph``.
+ones only ``canonicalize``, ``rewrite`` and what stands behind the proof (``recover``, ``distill``, ``sparsify``,
+``quantize``) change one, and say so in ``changes_graph``.
 """
 
 from __future__ import annotations
@@ -31,9 +32,10 @@ if TYPE_CHECKING:
     from graphprune.inputs import Samples
     from graphprune.options import Options
     from graphprune.plan import Plan
+    from graphprune.stages import Stages
 
 Scores = NDArray[np.float64]
-Kind = Literal["transform", "analysis", "score", "select", "recover", "check"]
+Kind = Literal["transform", "analysis", "score", "select", "recover", "compress", "check"]
 #: What a criterion looks at: the weights, feature maps of calibration data, or gradients of a loss (with torch).
 Needs = Literal["weights", "data", "gradients"]
 
@@ -109,6 +111,9 @@ class State:
     #: Tensors of the file that only folded nodes read, each with its reader.
     folded: list[tuple[ir.Value, ir.Node]] = field(default_factory=list)
     quota: Quota | None = None
+    #: What is delivered where the cut was quantised: ``cut`` stays in floating point.
+    quantised: ir.Model | None = None
+    stages: Stages | None = None
     _samples: Samples | None = None
     _statistics: Statistics | None = None
 
@@ -189,8 +194,14 @@ class Pass(ABC):
     name: ClassVar[str]
     kind: ClassVar[Kind] = "analysis"
     changes_graph: ClassVar[bool] = False
-    #: For passes that recover: whether it trains, behind all others and once, also where a cut is made in steps.
+    #: For passes behind the proof: whether it runs once, on the whole cut, also where that is made in steps. Of those that
+    #: recover it is the ones that train.
     last: ClassVar[bool] = False
+    #: Place among the passes that compress.
+    order: ClassVar[int] = 0
+
+    def check(self, state: State) -> None:
+        """Raise what forbids the pass on this model, before anything is scored."""
 
     @abstractmethod
     def run(self, state: State) -> None:

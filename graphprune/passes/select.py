@@ -32,6 +32,10 @@ class Select(Pass):
         costs = CostModel(state.model, coupling, state.need_facts())
         state.before = costs.price()
         options = state.options
+        if not state.scores:
+            # Only what stands behind the proof was asked for: nothing is cut.
+            state.dead, state.after = np.zeros(coupling.n_units, np.bool_), state.before
+            return
         way = combine.parse(options.combine)
         if isinstance(way, combine.InParallel):
             state.dead = self._parallel(state, coupling, costs, way.bisect)

@@ -17,7 +17,7 @@ from graphprune.coupling import Coupling, node_name
 from graphprune.frontends.onnx import plan_name
 from graphprune.passes.base import Scored, State
 from graphprune.plan import Plan
-from graphprune.printing import FIDELITY, evaluations
+from graphprune.printing import FIDELITY, evaluations, stage_rows
 from graphprune.recipe import dumps
 from graphprune.report.layout import layered
 from graphprune.report.network import Box, boxes_of, stem
@@ -48,6 +48,7 @@ def payload(state: State, plan: Plan) -> Json:
         "evaluation": [list(row) for row in (*evaluations(state), *_latency(state))][:MOST_OUTPUTS],
         "verify": plan.verify,
         "fidelity": _fidelity(plan),
+        "stages": _stages(plan),
         "recovery": _recovery(plan.recovery, boxes),
         "seconds": [[name, seconds] for name, seconds in state.seconds.items()],
         "notes": [_short(note, 2000) for note in plan.notes[:MOST_NOTES]],
@@ -118,6 +119,17 @@ def _fidelity(plan: Plan) -> Json:
         add("boxes in " + ", ".join(after["boxes"]["outputs"]), after["boxes"], before.get("boxes") or {})
     left = max(0, len(outputs) - MOST_OUTPUTS)
     return {"samples": after["samples"], "rows": rows, "recovered": bool(before), "left_out": left}
+
+
+def _stages(plan: Plan) -> Json:
+    """The model at each stage of the run."""
+    if not plan.stages:
+        return {}
+    columns, rows = stage_rows(plan)
+    return {
+        "columns": [_short(name) for name in columns], "rows": rows, "samples": plan.fidelity.get("samples"),
+        "quantised": len(plan.quantize.get("tensors") or ()), "left": len(plan.quantize.get("left") or ()),
+    }  # fmt: skip
 
 
 def _recovery(recovery: Mapping[str, Any], boxes: Sequence[Box]) -> Json:

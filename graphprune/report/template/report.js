@@ -18,7 +18,11 @@ function summary() {
     "The cut model was run beside the masked original (the source with the removed slices set to zero)" + (check.samples ? " on " + plural(check.samples, "sample") : "")
     + ": the largest difference is " + figure(check.max_rel_error) + " of an output's maximum, " + figure(check.tolerance) + " is allowed."),
   h("p", null, plural(check.exact_units, "exact unit") + " removed, whose removal equals zeroing; " + check.inexact_units.toLocaleString("en") + " inexact, which a normalisation or softmax looks across."
-    + (data.recovery.used ? " The proof is of the cut before its weights were recovered." : "")));
+    + (data.recovery.used || data.stages.quantised ? " The proof is of the cut before its weights were " + [data.recovery.used && "recovered", data.stages.quantised && "quantised"].filter(Boolean).join(" and ") + "." : "")));
+  if (data.stages.rows) {
+    out.push(h("h2", null, "Stages"), h("p", { class: "muted" }, "Every stage of the run, its outputs against the source's on " + plural(data.stages.samples, "held-out sample") + "; INT8 alone is the source quantised in the same way."),
+      table(data.stages.columns.map((name, i) => ({ name, n: i > 0, of: (r) => i === 0 ? r[0] : r[i] === null ? "–" : i === 1 ? human(r[i]) : figure(r[i]) })), data.stages.rows, "narrow"));
+  }
   if (data.fidelity.rows && data.fidelity.rows.length) {
     const value = (row, x) => (row.share ? percent(x) : figure(x));
     out.push(h("h2", null, "Fidelity to the source"), h("p", { class: "muted" }, "Outputs against the source's on " + plural(data.fidelity.samples, "held-out sample") + "."),
