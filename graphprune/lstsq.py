@@ -7,6 +7,7 @@ unknowns, the same solution comes from the kernel of the rows, so no matrix larg
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ Array = NDArray[Any]
 
 #: Rows that are multiplied at a time.
 _BLOCK = 8192
+#: Steps of conjugate gradients at most, and the share of the first residual at which they end.
+_ITERATIONS, _EXACT = 200, 1e-5
 
 
 def one_thread() -> Any:
@@ -144,6 +147,58 @@ class Rows:
             dw[i] = solve_positive(matrix, eu[i].T).T
         return dw, me - (dw * mu[:, None, :]).sum(2)
 
+    def curvature(self, ridge: float) -> Array:
+        """How little each weight can be spared: the inverse of the centred second moments, float64[g, d, d].
+
+        With fewer rows than unknowns, the moments' diagonal alone, float64[g, d].
+        """
+        if self.dual:
+            u = np.concatenate([u for u, _ in self._held]).astype(np.float64)
+            return np.asarray(u.var(0))
+        uu, _, mu, _ = self.centred(True)
+        d = mu.shape[1]
+        return np.stack([solve_positive(m + (ridge * float(np.trace(m)) / d + 1e-12) * np.eye(d), np.eye(d)) for m in uu])
+
+    def solve_within(self, weight: Array, mask: Array, ridge: float, intercept: bool = True) -> tuple[Array, Array]:
+        """As :meth:`solve`, where the changed weight is zero outside a mask of its own for each output.
+
+        All outputs are solved at once by conjugate gradients with a diagonal preconditioner, so no system is set up for any.
+
+        Parameters
+        ----------
+        weight, mask
+            float64[g, o, d] and bool[g, o, d]: the weight that the residuals are those of, and where it may stay.
+
+        Returns
+        -------
+        dw, db
+            float64[g, o, d] and float64[g, o].
+        """
+        gone = np.where(mask, 0.0, -weight)
+        if self.dual:
+            u, e = (np.concatenate(parts).astype(np.float64) for parts in zip(*self._held, strict=True))
+            mu = u.mean(0) if intercept else np.zeros(u.shape[1:])
+            me = e.mean(0) if intercept else np.zeros(e.shape[1:])
+            rows, left = (u - mu).transpose(1, 0, 2), (e - me).transpose(1, 2, 0)
+            diagonal = np.square(rows).mean(1)
+
+            def times(x: Array) -> Array:
+                return np.asarray((x @ rows.transpose(0, 2, 1)) @ rows / self.n)
+
+            eu = left @ rows / self.n
+        else:
+            uu, eu, mu, me = self.centred(intercept)
+            diagonal = np.diagonal(uu, axis1=1, axis2=2)
+
+            def times(x: Array) -> Array:
+                return np.asarray(x @ uu)
+
+        shift = ridge * diagonal.mean(1)[:, None, None] + 1e-12
+        step = _conjugate(lambda x: np.where(mask, times(x) + shift * x, 0.0), np.where(mask, eu - times(gone), 0.0),
+                          diagonal[:, None, :] + shift)  # fmt: skip
+        dw = step + gone
+        return dw, me - (dw * mu[:, None, :]).sum(2)
+
     def _solve_dual(self, ridge: float, intercept: bool) -> tuple[Array, Array]:
         u, e = (np.concatenate(parts).astype(np.float64) for parts in zip(*self._held, strict=True))
         mu = u.mean(0) if intercept else np.zeros(u.shape[1:])
@@ -165,6 +220,27 @@ def solve_positive(matrix: Array, right: Array) -> Array:
     except np.linalg.LinAlgError:
         # Rounding made it indefinite: directions without variance get no change.
         return np.asarray(scipy.linalg.pinvh(matrix) @ right)
+
+
+def _conjugate(times: Callable[[Array], Array], right: Array, diagonal: Array) -> Array:
+    """Solve symmetric positive systems side by side, one for each row of ``right: float64[..., d]``."""
+    x = np.zeros_like(right)
+    r = right.copy()
+    z = r / diagonal
+    p, product = z, (r * z).sum(-1, keepdims=True)
+    goal = np.maximum(product * _EXACT**2, 1e-300)
+    for _ in range(_ITERATIONS):
+        if (product <= goal).all():
+            break
+        forward = times(p)
+        alpha = product / np.maximum((p * forward).sum(-1, keepdims=True), 1e-300)
+        alpha[product <= goal] = 0.0
+        x += alpha * p
+        r -= alpha * forward
+        z = r / diagonal
+        last, product = product, (r * z).sum(-1, keepdims=True)
+        p = z + product / np.maximum(last, 1e-300) * p
+    return x
 
 
 def squared_error(u: Array, e: Array, dw: Array | None, db: Array | None) -> float:

@@ -300,11 +300,12 @@ def check_cuts_nothing(passes: Sequence[Pass], options: Options) -> None:
     compressing = [one.name for one in passes if one.kind == "compress"]
     if not compressing:
         raise UsageError("no scoring pass is given: add one, for example --pass l1")
-    asked = "--rate" if options.rate is not None else "--budget" if options.budget is not None else "--rates" if options.rates else ""
-    recovering = [f"--pass {one.name}" for one in passes if one.kind == "recover"]
-    if asked or recovering or options.steps > 1:
+    asked = [f"--{name}" for name in ("rate", "budget", "rates") if getattr(options, name)]
+    asked += ["--steps"] if options.steps > 1 else []
+    asked += [f"--pass {one.name}" for one in passes if one.kind == "recover"]
+    if asked:
         raise UsageError(
-            f"{asked or (recovering or ['--steps'])[0]} is for a cut, and no scoring pass is given: add one, for example --pass "
+            f"{asked[0]} is for a cut, and no scoring pass is given: add one, for example --pass "
             f"l1; or leave it out, and '{compressing[0]}' works on the whole model"
         )
 

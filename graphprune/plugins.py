@@ -44,6 +44,7 @@ BUILTIN = {
     "verify": "graphprune.passes.verify:Verify",
     "recover": "graphprune.passes.recover:Recover",
     "distill": "graphprune.passes.distill:Distill",
+    "sparsify": "graphprune.passes.sparsify:Sparsify",
     "quantize": "graphprune.passes.quantize:Quantize",
 }
 

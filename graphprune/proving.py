@@ -52,7 +52,8 @@ def verify(source: Any, cut: str | os.PathLike[str], plan: str | os.PathLike[str
         raise VerificationError("the plan is not one that this model's coupling allows: some tensors are cut alone")
     # A recovered model computes something else by intention: what is proved is the cut that it started from.
     recovery = read.recovery if isinstance(read.recovery, Mapping) else {}
-    changed, dropped = (frozenset(map(str, recovery.get(key) or ())) for key in ("tensors", "dropped"))
+    after = [part for part in (recovery, read.sparsify) if isinstance(part, Mapping)]
+    changed, dropped = (frozenset(str(name) for part in after for name in part.get(key) or ()) for key in ("tensors", "dropped"))
     quantised = len(dict(read.quantize).get("tensors") or ()) if isinstance(read.quantize, Mapping) else 0
     from graphprune.calibration import samples_for
     from graphprune.masking import masked_original
@@ -61,7 +62,7 @@ def verify(source: Any, cut: str | os.PathLike[str], plan: str | os.PathLike[str
     feeds = list(samples_for(state, n=check.count(state)))
     masked = masked_original(state.rewriter)
     if openvino.is_ir(cut):
-        return _verify_ir(state, masked, Path(cut), read, changed, feeds)
+        return _verify_ir(state, masked, Path(cut), read, changed, quantised, feeds)
     given = load_any(cut).model
     _check_ends(state.model, given)
     if quantised:
@@ -84,7 +85,7 @@ def verify(source: Any, cut: str | os.PathLike[str], plan: str | os.PathLike[str
 
 
 def _verify_ir(
-    state: State, masked: ir.Model, path: Path, plan: Plan, changed: frozenset[str], feeds: Sequence[Feed],
+    state: State, masked: ir.Model, path: Path, plan: Plan, changed: frozenset[str], quantised: int, feeds: Sequence[Feed],
 ) -> dict[str, Any]:  # fmt: skip
     """The same for OpenVINO's IR: constants that have kept their names, and the outputs in OpenVINO."""
     assert state.cut is not None and state.plan is not None
@@ -101,10 +102,10 @@ def _verify_ir(
         alike = other.dtype != array.dtype or np.array_equal(array, other, equal_nan=array.dtype.kind == "f")
         if name not in changed and not alike:
             raise VerificationError(f"tensor '{name}' does not hold the source's values at the kept indices")
-    if changed:
-        # What recovery made has no masked original: the cut that it started from is proved, and that the file runs.
+    if changed or quantised:
+        # What recovery or INT8 made has no masked original: the cut that it started from is proved, and that the file runs.
         for feed in feeds:
-            _check_finite_outputs(openvino.Compiled(path).run(feed), changed)
+            _check_finite_outputs(openvino.Compiled(path).run(feed), True)
         worst, where = compare(masked, state.cut, feeds)
         allowed = tolerance_of(state.model)
         if not worst <= allowed:
@@ -112,7 +113,7 @@ def _verify_ir(
         proof: dict[str, Any] = {"max_rel_error": worst, "tolerance": allowed}
     else:
         proof = openvino.prove(masked, path, feeds, TOLERANCE["float16"] if compressed else None)
-    return {**state.plan.verify, **proof, "passed": True, "recovered": len(changed)}
+    return {**state.plan.verify, **proof, "passed": True, "recovered": len(changed), "quantised": quantised}
 
 
 def _check_ends(source: ir.Model, given: ir.Model) -> None:

@@ -132,16 +132,22 @@ class Recovery:
         Share of the feeds that judge.
     memory
         Bytes of activations held in memory; the rest lies in a temporary file.
+    mask
+        Gives for a layer, its weight and what it sees the weights that may stay, bool[g, o, d]; None where all may. With it
+        every layer is gone through, also those that the cut left as they were.
+    refit
+        Whether masked layers are fitted; else the others are zeroed, and that is all.
     """
 
     def __init__(
         self, rewriter: Rewriter, model: ir.Model, feeds: Sequence[Feed], samples: int, *, mode: Mode = "ls",
         spread: bool = False, patches: int = 50, holdout: float = 0.2, memory: int = 2 << 30, seed: int = 0,
         progress: Callable[[str, float], None] = lambda _what, _share: None,
+        mask: Callable[[Layer, Array, Rows], Array | None] | None = None, refit: bool = True,
     ) -> None:  # fmt: skip
         self.rewriter, self.model, self.feeds, self.samples = rewriter, model, list(feeds), samples
         self.mode, self.spread, self.patches, self.seed, self.progress = mode, spread, patches, seed, progress
-        self.memory = memory
+        self.memory, self.mask, self.refit = memory, mask, refit
         self.types = float_types(rewriter.source, model)
         self.fitting = fitting_feeds(len(self.feeds), holdout)
         self.record = Record()
@@ -151,7 +157,7 @@ class Recovery:
         stepper = Stepper(self.model, self.feeds, self.memory // 2, self.types)
         order = [(node, top) for top in stepper.nodes for node, _ in walk([top])]
         layers, self.record.left = find_layers(self.rewriter, self.model, [node for node, _ in order])
-        affected = _affected(self.rewriter, stepper.nodes)
+        affected = _affected(self.rewriter, stepper.nodes) if self.mask is None else {layer.node for layer in layers}
         jobs = [_Job(layer, n) for n, layer in enumerate(layers) if layer.node in affected]
         shelf = Shelf(self.memory // 2)
         self._targets(jobs, shelf)
@@ -285,6 +291,8 @@ class Recovery:
         def judge(dw: Array | None, db: Array | None) -> float:
             return sum(squared_error(u, e, dw, db) for u, e in held) / max(variance, 1e-30)
 
+        if self.mask is not None and (mask := self.mask(layer, weight, rows)) is not None:
+            return self._fit_within(jobs, rows, weight, mask, judge)
         before = judge(None, None)
         report = LayerReport(layer.name, layer.node.op_type, before, before, None, rows.n, False)
         self.record.layers.append(report)
@@ -313,11 +321,34 @@ class Recovery:
                 report.after = before
                 return False
         report.kept = True
+        self._write(jobs, None if dw is None else weight + dw, db)
+        return True
+
+    def _write(self, jobs: list[_Job], weight: Array | None, db: Array | None) -> None:
+        """Change the weight that layers share, and what they add to their outputs."""
+        layer = jobs[0].layer
         for n, job in enumerate(jobs):
-            touched = write(job.layer, self.model, None if dw is None or n else weight + dw,
-                            None if db is None else db.reshape(-1))  # fmt: skip
+            touched = write(job.layer, self.model, None if n else weight, None if db is None else db.reshape(-1))
             self.record.tensors.extend(name for name in touched if name not in self.record.tensors)
             job.layer.weight = layer.weight
+
+    def _fit_within(
+        self, jobs: list[_Job], rows: Rows, weight: Array, mask: Array, judge: Callable[[Array | None, Array | None], float]
+    ) -> bool:
+        """Zero what a mask leaves out, and fit the rest as far as held-out samples gain by it."""
+        layer = jobs[0].layer
+        intercept = len(jobs) == 1 and layer.intercept is not None
+        dw, db = np.where(mask, 0.0, -weight), None
+        before = judge(dw, None)
+        report = LayerReport(layer.name, layer.node.op_type, before, before, None, rows.n, False)
+        self.record.layers.append(report)
+        if self.refit and rows.n and jobs[0].held:
+            for ridge in RIDGES:
+                step, shift = rows.solve_within(weight, mask, ridge, intercept)
+                error = judge(step, shift if intercept else None)
+                if error < report.after:
+                    report.after, report.ridge, report.kept, dw, db = error, ridge, True, step, shift if intercept else None
+        self._write(jobs, np.where(mask, weight + dw, 0.0), db)
         return True
 
     def _spread(

@@ -315,7 +315,7 @@ class _TensorWriter:
 def file_bytes(model: ir.Model) -> int:
     """Bytes of the model as a file, with all weights inside."""
     message, tensors = take_apart(model)
-    return len(message) + sum(tensor.nbytes for tensor in tensors)
+    return sum(tensors[piece.number].nbytes if isinstance(piece, Bulk) else len(piece) for piece in flesh(message))
 
 
 def to_bytes(model: ir.Model) -> bytes:

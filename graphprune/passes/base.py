@@ -200,7 +200,7 @@ class Pass(ABC):
     #: Place among the passes that compress.
     order: ClassVar[int] = 0
 
-    def check(self, state: State) -> None:
+    def check(self, state: State) -> None:  # noqa: B027  # most passes work on any model
         """Raise what forbids the pass on this model, before anything is scored."""
 
     @abstractmethod

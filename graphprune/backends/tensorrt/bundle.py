@@ -34,6 +34,7 @@ from graphprune.devices import Target
 from graphprune.errors import OutputError, UsageError
 from graphprune.frontends.onnx import load
 from graphprune.inputs import Feed
+from graphprune.ops.sparsity import SPARSE_SM, sparse_layers
 from graphprune.shapes import probe_inputs
 
 SCHEMA = 1
@@ -147,6 +148,7 @@ def build(
     if data is None:
         notes.append("inputs are synthetic: give --data, so that references and INT8 scales are of real ones")
     notes += overflow_note(verdicts, target)
+    notes += sparsity_note(lowered)
     cache = None
     if calibrates:
         progress("calibrating", 0.5)
@@ -195,6 +197,23 @@ def overflow_note(verdicts: Sequence[Verdict], target: Target) -> list[str]:
         f"{n} normalisations had to be taken apart: in FP16 their squares overflow where values pass 255, so if run.sh finds "
         "outputs that are off, build with --precision fp32, or take a JetPack whose TensorRT has them"
     ]
+
+
+def has_sparse_kernels(lowered: Lowered) -> bool:
+    """Whether some weights are 2:4 sparse and the device has tensor cores for them."""
+    return lowered.target.device.sm >= SPARSE_SM and bool(sparse_layers(lowered.model.graph))
+
+
+def sparsity_note(lowered: Lowered) -> list[str]:
+    """What becomes of 2:4 sparse weights."""
+    count, device = len(sparse_layers(lowered.model.graph)), lowered.target.device
+    if not count:
+        return []
+    if lowered.target.rtx:
+        return [f"{count} layers are 2:4 sparse, which TensorRT-RTX is not told"]
+    if device.sm < SPARSE_SM:
+        return [f"{count} layers are 2:4 sparse: no gain on {device.title} (sm_{device.sm}), sparse tensor cores begin at sm_80"]
+    return [f"{count} layers are 2:4 sparse: built with --sparsity=enable, TensorRT takes sparse kernels where they are faster"]
 
 
 def check_quantised(lowered: Lowered) -> bool:
@@ -317,6 +336,7 @@ def _engine(staged: Path, lowered: Lowered, profile: command.Profile, explicit: 
         lowered.target,
         profile,
         explicit=explicit,
+        sparse=has_sparse_kernels(lowered),
         cache=None if cache is None else cache.encode(),
     )
     (staged / command.ENGINE).write_bytes(data)
@@ -375,7 +395,9 @@ def _description(
     if not target.rtx:
         names = {one.name: one.file for one in inputs}
         found["commands"] = {
-            "build": command.build_command(target, profile, explicit=explicit, calibrated=calibrated),
+            "build": command.build_command(
+                target, profile, explicit=explicit, calibrated=calibrated, sparse=has_sparse_kernels(lowered)
+            ),
             "time": command.time_command(target, profile),
             "profile": command.profile_command(target, profile),
             "outputs": command.outputs_command(target, profile, names),

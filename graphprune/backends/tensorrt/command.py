@@ -66,7 +66,9 @@ def name_text(name: str) -> str:
     return f"'{name}'" if any(c in name for c in ":, ") else name
 
 
-def build_command(target: Target, profile: Profile, *, explicit: bool, calibrated: bool) -> list[str]:
+def build_command(
+    target: Target, profile: Profile, *, explicit: bool, calibrated: bool, sparse: bool = False
+) -> list[str]:
     """Build the engine.
 
     Parameters
@@ -75,6 +77,8 @@ def build_command(target: Target, profile: Profile, *, explicit: bool, calibrate
         The model holds QuantizeLinear and DequantizeLinear.
     calibrated
         ``calibration.cache`` lies beside the model.
+    sparse
+        It has 2:4 sparse weights, and the device tensor cores for them.
     """
     command = Command(target)
     command.add("onnx", MODEL)
@@ -84,6 +88,8 @@ def build_command(target: Target, profile: Profile, *, explicit: bool, calibrate
             command.add(flag, shapes_text(shapes))
     for flag in precision_flags(target, explicit):
         command.add(flag)
+    if sparse:
+        command.add("sparsity", "enable")
     if calibrated:
         command.add("calib", CALIBRATION)
     if target.dla is not None:

@@ -51,7 +51,9 @@ def why_not_here(target: Target) -> str:
     return ""
 
 
-def build_engine(model: Path, target: Target, profile: Profile, *, explicit: bool, cache: bytes | None = None) -> bytes:
+def build_engine(
+    model: Path, target: Target, profile: Profile, *, explicit: bool, sparse: bool = False, cache: bytes | None = None
+) -> bytes:  # fmt: skip
     """Parse and build, as ``trtexec`` does with the bundle's options.
 
     Parameters
@@ -60,6 +62,8 @@ def build_engine(model: Path, target: Target, profile: Profile, *, explicit: boo
         The lowered ``.onnx`` file.
     explicit
         It holds QuantizeLinear and DequantizeLinear.
+    sparse
+        It has 2:4 sparse weights, and the GPU tensor cores for them.
     cache
         Calibration cache for INT8 without them.
 
@@ -85,6 +89,8 @@ def build_engine(model: Path, target: Target, profile: Profile, *, explicit: boo
         from graphprune.backends.tensorrt.precision import allow
 
         allow(config, target, explicit=explicit, cache=cache)
+    if sparse:
+        config.set_flag(trt.BuilderFlag.SPARSE_WEIGHTS)
     if profile.best:
         shapes = builder.create_optimization_profile()
         for name, best in profile.best.items():
