@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
+import numpy as np
+
 from graphprune import combine
 from graphprune.choosing import Chooser, Mask
 from graphprune.costs import CostModel, Profile
