@@ -154,7 +154,9 @@ class Chooser:
         hit = [group for group in self.groups if any(like(value, axis) for value, axis in group.members)]
         names = [plan_name(value) for value in self.coupling.constants]
         if not hit and not any(fnmatch.fnmatch(name, pattern) for name in names):
-            raise UsageError(f"{what} '{pattern}' matches no tensor of the model{nearest(pattern, names)}")
+            raise UsageError(
+                f"{what} '{pattern}' matches no tensor of the model{nearest(pattern, names)}; 'graphprune inspect' lists them"
+            )
         return hit
 
     @property

@@ -33,6 +33,10 @@ CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 class Commands(click.Group):
     """Turns every error into one message and its exit code; with ``--debug`` it stays a traceback."""
 
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """In the order in which one needs them."""
+        return list(self.commands)
+
     def invoke(self, ctx: click.Context) -> Any:
         received: list[int] = []
         try:
@@ -117,12 +121,12 @@ def _shape_option(command: Callable[..., Any]) -> Callable[..., Any]:
     )(command)  # fmt: skip
 
 
-@cli.command()
+@cli.command(short_help="Cut MODEL, prove the cut, write it with its plan.")
 @click.argument("model")
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path),
               help="Where to write; default MODEL.pruned.onnx, in the current folder. OUT.xml: OpenVINO's IR.")  # fmt: skip
 @click.option("--pass", "passes", multiple=True, metavar="NAME[{opt=val,...}]",
-              help="Criteria to score by (see 'graphprune passes'). Default l1.")  # fmt: skip
+              help="Criteria to score by, and recovery (see 'graphprune passes'); several times. Default l1.")  # fmt: skip
 @click.option("--combine", metavar="WAY",
               help="How several criteria decide: weighted{entropy=0.7,l1=0.3} (default: equal weights), rank-mean, "
                    "intersection, or parallel: each group by the one that removes more.")  # fmt: skip
@@ -141,7 +145,7 @@ def _shape_option(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--device", metavar="NAME[:PRECISION]", default="cpu", show_default=True,
               help="For --align auto: this machine, or tx2, orin-nano:int8, ... ('graphprune devices').")  # fmt: skip
 @click.option("--exact", is_flag=True, help="Leave what normalisations look across.")
-@click.option("--keep", multiple=True, metavar="GLOB", help="Tensors to leave whole.")
+@click.option("--keep", multiple=True, metavar="GLOB", help="Tensors to leave whole; several times.")
 @click.option("--data", metavar="PATH", help="Calibration data: a folder of images, .npy, or .npz by input name.")
 @click.option("--samples", type=int, help="Calibration samples. Default 16, or 256 with a recover pass.")
 @click.option("--mean", metavar="A,B,C", help="Per channel, for images.")
@@ -163,7 +167,7 @@ def _shape_option(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--compress-to-fp16", is_flag=True, help="For -o OUT.xml: store weights as float16.")
 @click.option("--force", is_flag=True, help="Write a cut under a latency budget that is no faster by measurement too.")
 @click.option("--dynamic-batch", is_flag=True, help="For torch modules: leave the batch of the written graph open.")
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of all that is drawn.")
 @click.option("--recipe", type=click.Path(dir_okay=False), metavar="FILE", help="YAML with options; those given here win.")
 @click.option("--dump-recipe", type=click.Path(dir_okay=False, allow_dash=True), metavar="FILE",
               help="Write the options in force as a recipe ('-': print) and stop.")  # fmt: skip
@@ -219,7 +223,7 @@ def run(ctx: click.Context, /, model: str, output: Path | None, report: Path | N
 @cli.command()
 @click.argument("model")
 @click.option("--why", metavar="TENSOR[:AXIS]", help="The path from a tensor to what froze it.")
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output: all groups and frozen axes.")
 @_shape_option
 def inspect(model: str, why: str | None, shapes: tuple[str, ...], as_json: bool) -> None:
     """Show groups, frozen axes with their reasons, and unknown ops."""
@@ -239,20 +243,22 @@ def inspect(model: str, why: str | None, shapes: tuple[str, ...], as_json: bool)
 
 def _data_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """What ``run``'s namesakes say, for commands that run it many times."""
-    for option in (
+    options = (
         click.option("--data", metavar="PATH", help="Calibration data: a folder of images, .npy, or .npz by input name."),
         click.option("--samples", type=int, help="Calibration samples."),
-        click.option("--mean", metavar="A,B,C"),
-        click.option("--std", metavar="A,B,C"),
-        click.option("--layout", type=click.Choice(["NCHW", "NHWC"])),
-        click.option("--grain", type=click.Choice(["coarse", "fine", "both"]), default="coarse"),
-        click.option("--keep", multiple=True, metavar="GLOB", help="Tensors to leave whole."),
+        click.option("--mean", metavar="A,B,C", help="Per channel, for images."),
+        click.option("--std", metavar="A,B,C", help="Per channel, for images."),
+        click.option("--layout", type=click.Choice(["NCHW", "NHWC"]), help="For images, where the shape leaves it open."),
+        click.option("--grain", type=click.Choice(["coarse", "fine", "both"]), default="coarse", show_default=True,
+                     help="Heads and groups, or what is within them."),
+        click.option("--keep", multiple=True, metavar="GLOB", help="Tensors to leave whole; several times."),
         click.option("--executor", "where", default="processes", show_default=True, metavar="NAME",
                      help="here, processes[:N], dask[:N] or dask:ADDRESS."),
-        click.option("--seed", type=int, default=0),
+        click.option("--seed", type=int, default=0, show_default=True, help="Of all that is drawn."),
         click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output."),
         click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="A picture: .svg or .png."),
-    ):  # fmt: skip
+    )  # fmt: skip
+    for option in reversed(options):
         command = option(command)
     return _shape_option(command)
 
@@ -309,7 +315,7 @@ def compare(model: str, passes: tuple[str, ...], budgets: tuple[str, ...], rate:
         print_comparison(found)
 
 
-@cli.command()
+@cli.command(short_help="What each group alone costs.")
 @click.argument("model")
 @click.option("--pass", "criterion", default="l1", show_default=True, metavar="NAME", help="Criterion that orders a group's units.")
 @click.option("--levels", default="0.1,0.25,0.5,0.75", show_default=True, help="Shares of a group's units to remove.")
@@ -336,11 +342,11 @@ def sensitivity(model: str, criterion: str, levels: str, where: str, as_json: bo
         print_sensitivity(found)
 
 
-@cli.command()
+@cli.command(short_help="Prove a cut again, from its plan.")
 @click.argument("source")
 @click.argument("cut")
 @click.option("--plan", type=click.Path(dir_okay=False), help="Default: the .plan.json beside CUT.")
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
 def verify(source: str, cut: str, plan: str | None, as_json: bool) -> None:
     """Prove that CUT equals the masked original of SOURCE, from the plan beside CUT."""
     from graphprune.proving import verify as prove
@@ -359,7 +365,7 @@ def verify(source: str, cut: str, plan: str | None, as_json: bool) -> None:
 
 
 @cli.command()
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--json", "as_json", is_flag=True, help="A JSON list on standard output.")
 def passes(as_json: bool) -> None:
     """List every pass, built-in and plugged in, with its options."""
     from graphprune.printing import print_passes

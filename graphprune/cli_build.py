@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from graphprune.devices import Target
 
 
-@click.command()
+@click.command(short_help="Lower MODEL for a device, with scripts that run it there.")
 @click.argument("model")
 @click.option("--target", "name", required=True, metavar="DEVICE", help="tx2, nano, xavier-nx, agx-orin, thor, rtx, x86-gpu, ...: "
               "see 'graphprune devices'.")  # fmt: skip

@@ -11,7 +11,7 @@ import click
 from graphprune.cli_text import numbers
 
 
-@click.command()
+@click.command(short_help="Train MODEL on labelled data.")
 @click.argument("model")
 @click.option("--data", required=True, metavar="PATH",
               help="A folder with one subfolder of images a class, or a .npz with the inputs and an array 'labels'.")  # fmt: skip
@@ -40,7 +40,7 @@ from graphprune.cli_text import numbers
 @click.option("--std", metavar="A,B,C", help="Per channel, for images.")
 @click.option("--layout", type=click.Choice(["NCHW", "NHWC"]), help="For images, where the shape leaves it open.")
 @click.option("--shape", "shapes", multiple=True, metavar="NAME=1x3x224x224", help="Sizes of dynamic axes.")
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of all that is drawn.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
 def finetune(model: str, data: str, output: Path | None, mean: str | None, std: str | None, shapes: tuple[str, ...],
              as_json: bool, **options: Any) -> None:  # fmt: skip

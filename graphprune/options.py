@@ -192,13 +192,16 @@ class Options:
             return "latency", _latency(text)
         match = re.fullmatch(r"\s*(\w+)\s*=\s*([0-9.eE+-]+)\s*([kKMGT]?)\s*", text)
         if match is None or match[1] not in BUDGETS:
-            raise UsageError(f"--budget '{text}': write macs=0.5, params=0.5 or bytes=0.5 (share to keep, or a number)")
+            raise UsageError(
+                f"--budget '{text}': write macs=0.5, params=0.5 or bytes=0.5 (the share to keep, or an amount as in macs=300M), "
+                "or latency=0.5x"
+            )
         try:
             amount = float(match[2]) * {"": 1, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}[match[3]]
         except ValueError:
             raise UsageError(f"--budget '{text}': '{match[2]}' is not a number") from None
-        if amount <= 0 or amount == 1:
-            raise UsageError(f"--budget '{text}': the share to keep lies between 0 and 1, an amount above 1")
+        if amount <= 0 or amount == 1 or (amount > 1 and not match[3] and amount % 1):
+            raise UsageError(f"--budget '{text}': the share to keep lies between 0 and 1, an amount is a whole number above 1")
         return match[1], amount
 
     def to_json(self) -> dict[str, Any]:

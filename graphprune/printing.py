@@ -41,9 +41,10 @@ class Display:
     """A progress bar on standard error while a run works; nothing when quiet or not a terminal."""
 
     def __init__(self, quiet: bool = False) -> None:
+        console = Console(stderr=True)
         self._bar = Progress(
             TextColumn("{task.description:<22}"), BarColumn(28), TimeElapsedColumn(), transient=True,
-            console=Console(stderr=True), disable=quiet,
+            console=console, disable=quiet or not console.is_terminal,
         )  # fmt: skip
         self._task = self._bar.add_task("loading", total=1.0)
 
@@ -288,7 +289,7 @@ def print_why(state: State, text: str, as_json: bool) -> None:
     if not (number.isdigit() and name in named):
         name, number = text, ""
     if name not in named:
-        raise UsageError(f"no tensor is called '{name}'{nearest(name, named)}")
+        raise UsageError(f"no tensor is called '{name}'{nearest(name, named)}; 'graphprune inspect' lists those of all groups")
     value = named[name]
     axes = range(len(coupling.coupler.axes.get(value) or ()))
     if number and int(number) not in axes:

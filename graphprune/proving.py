@@ -41,6 +41,8 @@ def verify(source: Any, cut: str | os.PathLike[str], plan: str | os.PathLike[str
     VerificationError
         It does not.
     """
+    if not Path(cut).exists():
+        raise UsageError(f"'{cut}' does not exist")
     read = Plan.load(plan_path(cut) if plan is None else plan)
     loaded = load_any(source)
     recorded = read.source.get("sha256")

@@ -68,6 +68,8 @@ def test_verify_notices_another_source(model: Path, tmp_path: Path) -> None:
         (["--rate", "0"], "outside (0, 1)"),
         (["--rate", "1"], "outside (0, 1)"),
         (["--rate", "x"], "not a valid float"),
+        (["--budget", "macs=1.5"], "an amount is a whole number above 1"),
+        (["--budget", "flops=0.5"], "or latency=0.5x"),
         (["--rate", "0.5", "--budget", "macs=0.5"], "exclude each other"),
         (["--budget", "macs"], "write macs=0.5"),
         (["--budget", "macs=1e99"], "nothing to cut"),
@@ -112,6 +114,7 @@ def test_bad_files(tmp_path: Path) -> None:
         fails("run", path, "-o", tmp_path / "o.onnx")
     fails("run", tmp_path / "missing.onnx")
     fails("run", tmp_path)
+    assert "missing.onnx' does not exist" in fails("verify", tmp_path / "text.onnx", tmp_path / "missing.onnx")
     assert not (tmp_path / "o.onnx").exists()
 
 

@@ -159,7 +159,7 @@ def _device(name: str) -> Device:
     known = devices()
     if plain not in known:
         raise UsageError(
-            f"--target {name}: no such device{nearest(plain, list(known))}; 'graphprune devices' lists them"
+            f"no such device as '{name}'{nearest(plain, list(known))}; 'graphprune devices' lists them"
         )
     return known[plain]
 
