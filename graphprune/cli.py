@@ -20,6 +20,7 @@ import click
 from graphprune import __version__
 from graphprune.cli_bench import bench
 from graphprune.cli_build import build, devices
+from graphprune.cli_calibrate import calibrate
 from graphprune.cli_finetune import finetune
 from graphprune.cli_text import numbers, sizes
 from graphprune.errors import GraphPruneError
@@ -132,7 +133,7 @@ def _shape_option(command: Callable[..., Any]) -> Callable[..., Any]:
                    "intersection, or parallel: each group by the one that removes more.")  # fmt: skip
 @click.option("--rate", type=float, help="Share of the prunable indices to remove, 0 < R < 1. Default 0.5.")
 @click.option("--budget", metavar="macs=0.5|params=0.5|latency=0.5x|latency=8ms",
-              help="What to keep, instead of a rate. Latency is measured on this machine.")  # fmt: skip
+              help="What to keep, instead of a rate. Latency is measured on this machine, or estimated for --device.")  # fmt: skip
 @click.option("--scope", type=click.Choice(["global", "group"]), default="global", show_default=True,
               help="One threshold over all groups, or the same rate in each.")  # fmt: skip
 @click.option("--grain", type=click.Choice(["coarse", "fine", "both"]), default="coarse", show_default=True,
@@ -143,7 +144,8 @@ def _shape_option(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--align", metavar="N|auto",
               help="Kept widths are multiples of N; auto: as measured in --runtime, or as --device likes them.")  # fmt: skip
 @click.option("--device", metavar="NAME[:PRECISION]", default="cpu", show_default=True,
-              help="For --align auto: this machine, or tx2, orin-nano:int8, ... ('graphprune devices').")  # fmt: skip
+              help="For --align auto and latency budgets: this machine, or tx2, orin-nano:int8, ... ('graphprune devices'), for "
+                   "which latency is estimated.")  # fmt: skip
 @click.option("--exact", is_flag=True, help="Leave what normalisations look across.")
 @click.option("--keep", multiple=True, metavar="GLOB", help="Tensors to leave whole; several times.")
 @click.option("--data", metavar="PATH", help="Calibration data: a folder of images, .npy, or .npz by input name.")
@@ -175,7 +177,7 @@ def _shape_option(command: Callable[..., Any]) -> Callable[..., Any]:
 @_shape_option
 @click.pass_context
 def run(ctx: click.Context, /, model: str, output: Path | None, report: Path | None, recipe: str | None,
-        dump_recipe: str | None, as_json: bool, device: str, dynamic_batch: bool, compress_to_fp16: bool,
+        dump_recipe: str | None, as_json: bool, dynamic_batch: bool, compress_to_fp16: bool,
         **given: Any) -> None:  # fmt: skip
     """Cut MODEL, prove the cut, write OUT.onnx and OUT.plan.json (and a report, if asked).
 
@@ -190,15 +192,6 @@ def run(ctx: click.Context, /, model: str, output: Path | None, report: Path | N
     from graphprune.training.processes import is_main
     from graphprune.writing import check_output
 
-    if device != "cpu":
-        if given["align"] != "auto":
-            raise click.UsageError(f"--device {device} says what --align auto takes: give --align auto too")
-        if (given["budget"] or "").lstrip().startswith("latency") and given["latency_from"] is None:
-            raise click.UsageError(
-                f"--budget {given['budget']} is measured on this machine, not on {device}: give --latency-from a profile that "
-                "'trtexec --exportProfile' wrote there, or macs=... with --align auto"
-            )
-        given["align"] = str(_alignment(device))
     options = _options(ctx, model, recipe, given)
     if dump_recipe is not None:
         _dump(dump_recipe, model, Options(**options))
@@ -375,6 +368,7 @@ def passes(as_json: bool) -> None:
 
 cli.add_command(bench)
 cli.add_command(build)
+cli.add_command(calibrate)
 cli.add_command(devices)
 cli.add_command(finetune)
 
@@ -416,14 +410,6 @@ def _read(name: str, value: Any, model: str) -> Any:
 
         return typed(Options, {"rates": mapping_from(value, "--rates")}, f"--rates {value}")["rates"]
     return value
-
-
-def _alignment(device: str) -> int:
-    """Multiple of channels that a device runs at full speed."""
-    from graphprune.devices import alignment, resolve
-
-    name, _, precision = device.partition(":")
-    return alignment(resolve(name, precision=precision or None))
 
 
 def _dump(target: str, model: str, options: Any) -> None:

@@ -37,7 +37,8 @@ class Options:
         Share of the prunable indices to remove, in (0, 1).
     budget
         ``macs=0.5``, ``params=0.5`` or ``bytes=0.5`` instead of a rate: share of the source to keep; or an
-        absolute number above 1 (``macs=2e9``). ``latency=0.5x`` or ``latency=8ms``: time of one run, measured here.
+        absolute number above 1 (``macs=2e9``). ``latency=0.5x`` or ``latency=8ms``: time of one run, measured here
+        (or estimated for ``device``).
     scope
         ``group``: the rate holds on every prunable axis. ``global``: over all, by normalised score.
     grain
@@ -56,6 +57,10 @@ class Options:
         ``runtime`` finds; a latency budget takes that by default.
     runtime, threads
         What latency is measured in, and on how many threads (all processors by default).
+    device
+        ``cpu``: this machine. Another name of ``graphprune devices``, with ``:int8`` or another precision where that is meant:
+        a latency budget is met by an estimate for it, from its peak and bandwidth and from what ``graphprune calibrate``
+        was told; widths are multiples that it computes.
     latency_from
         A profile of the source that ``trtexec --exportProfile`` wrote on a device: a latency budget is then met by an
         estimate for that device instead of by measurement here.
@@ -92,6 +97,7 @@ class Options:
     steps: int = 1
     runtime: str = "onnxruntime"
     threads: int | None = None
+    device: str = "cpu"
     latency_from: str | None = None
     force: bool = False
     seed: int = 0
@@ -103,6 +109,7 @@ class Options:
             raise UsageError(f"--rate {self.rate:g} is outside (0, 1): it is the share of the indices to remove")
         if self.budget is not None:
             self.parsed_budget()
+        self._check_device()
         if self.times:
             self._check_latency()
         elif self.latency_from is not None:
@@ -151,6 +158,16 @@ class Options:
         for name, allowed in (("scope", ("global", "group")), ("grain", ("coarse", "fine", "both"))):
             if getattr(self, name) not in allowed:
                 raise UsageError(f"--{name} {getattr(self, name)!r}: give one of {', '.join(allowed)}")
+
+    def _check_device(self) -> None:
+        """Whether there is such a device, and anything for it to decide."""
+        if self.device == "cpu":
+            return
+        from graphprune.devices import named
+
+        named(self.device)
+        if self.align != "auto" and not self.times:
+            raise UsageError(f"--device {self.device} says what --align auto or a latency budget takes: give one of them too")
 
     def _check_latency(self) -> None:
         """What a budget of time cannot be combined with."""

@@ -83,6 +83,9 @@ def print_result(result: Result, files: list[Path]) -> None:
     if state.latency:
         before, after = state.latency["before"], state.latency["after"]
         table.add_row("latency, ms", f"{before:.4g}", f"{after:.4g}", f"{after / before:.1%}")
+    if state.estimate:
+        before, after = state.estimate["before"], state.estimate["after"]
+        table.add_row("latency, ms (estimate)", f"{before:.4g}", f"{after:.4g}", f"{after / before:.1%}")
     for key, source, now in evaluations(state):
         table.add_row(key, f"{source:.4g}", f"{now:.4g}", "")
     console.print(table)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -64,12 +65,16 @@ def read(path: str | Path) -> DeviceTimes:
         raise UsageError(f"cannot read '{path}': {error.strerror}") from error
     except ValueError as error:
         raise UsageError(f"'{path}' is not JSON, or was cut short ({error}): copy it from the device again") from error
-    if isinstance(data, Mapping) and "times" in data:
-        # What the script of a bundle writes is a summary of the file beside it.
+    if isinstance(data, Mapping) and ("times" in data or "profile" in data):
+        # What the script of a bundle writes holds the layers, and of the times a summary of the file beside it.
+        rows = data.get("profile")
+        layers = [_layer(path, row) for row in rows if isinstance(row, Mapping)] if isinstance(rows, list) else []
         beside = path.with_name("times.json")
         if not beside.exists():
+            if layers:
+                return DeviceTimes(path, layers=layers)
             raise UsageError(f"'{path}' is a summary: copy times.json, which lies beside it on the device, as well")
-        return replace(read(beside), path=path)
+        return replace(read(beside), path=path, layers=layers)
     entries = [entry for entry in data if isinstance(entry, Mapping)] if isinstance(data, list) else []
     if entries and all("latencyMs" in entry for entry in entries):
         return DeviceTimes(path, _numbers(path, entries, "latencyMs"), _numbers(path, entries, "computeMs"))
@@ -79,6 +84,30 @@ def read(path: str | Path) -> DeviceTimes:
         f"'{path}' is neither what 'trtexec --exportTimes' writes (a list of entries with latencyMs) nor what "
         "'trtexec --exportProfile' writes (a count, then entries with name and averageMs)"
     )
+
+
+def read_layers(path: str | Path) -> dict[str, list[str]]:
+    """Layers of ``--exportLayerInfo`` -> the ONNX nodes that each is made of.
+
+    With ``--profilingVerbosity=detailed`` a layer's ``Metadata`` lists them, ``[ONNX Layer: conv1]``, from TensorRT 8.6 on.
+
+    Raises
+    ------
+    UsageError
+        The file cannot be read, or is no such list.
+    """
+    path = Path(path)
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot read '{path}': {error.strerror}") from error
+    except ValueError as error:
+        raise UsageError(f"'{path}' is not JSON, or was cut short ({error}): copy it from the device again") from error
+    rows = data.get("Layers") if isinstance(data, Mapping) else None
+    if not isinstance(rows, list):
+        raise UsageError(f"'{path}' is not what 'trtexec --exportLayerInfo' writes: an object with 'Layers'")
+    detailed = [row for row in rows if isinstance(row, Mapping) and isinstance(row.get("Name"), str)]
+    return {str(row["Name"]): re.findall(r"\[ONNX Layer: ([^\]]+)\]", str(row.get("Metadata", ""))) for row in detailed}
 
 
 def _numbers(path: Path, entries: list[Mapping[str, Any]], key: str) -> NDArray[np.float64]:

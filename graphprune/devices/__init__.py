@@ -12,7 +12,7 @@ from graphprune.devices.tables import (
     operator,
     version,
 )
-from graphprune.devices.targets import Target, alignment, resolve
+from graphprune.devices.targets import Target, alignment, named, resolve
 
 __all__ = [
     "Device",
@@ -25,6 +25,7 @@ __all__ = [
     "devices",
     "flags",
     "jetpacks",
+    "named",
     "operator",
     "resolve",
     "version",

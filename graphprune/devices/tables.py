@@ -134,6 +134,37 @@ class Workspace:
     source: str
 
 
+@dataclass(frozen=True)
+class Peak:
+    """What a device's GPU computes at most, without sparsity and without its DLAs.
+
+    Attributes
+    ----------
+    fp32_tops, fp16_tops, int8_tops
+        1e12 operations a second, two for a multiply-accumulate; None where it is refused that precision.
+    unread
+        Columns that were derived, or taken over without reading the datasheet again.
+    """
+
+    name: str
+    fp32_tops: float
+    fp16_tops: float
+    int8_tops: float | None
+    unread: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Reached:
+    """How much of a roofline whole networks reach for ``sm_from`` <= sm < ``sm_before``, and microseconds of a kernel's launch."""
+
+    sm_from: int
+    sm_before: int | None
+    share: float
+    launch_us: float
+    source: str
+
+
 _READ: dict[Any, Callable[[str], Any]] = {
     str: str,
     int: int,
@@ -203,6 +234,27 @@ def alignments() -> tuple[Alignment, ...]:
 def workspaces() -> tuple[Workspace, ...]:
     """Workspace and usable share by memory."""
     return tuple(_rows("workspace", Workspace))
+
+
+@lru_cache(None)
+def _peaks() -> dict[str, Peak]:
+    return {row.name: row for row in _rows("peaks", Peak)}
+
+
+def peak_of(device: str) -> Peak | None:
+    """What a device's GPU computes at most; None where that depends on the machine."""
+    return _peaks().get(device)
+
+
+@lru_cache(None)
+def _reached() -> tuple[Reached, ...]:
+    return tuple(_rows("reached", Reached))
+
+
+def reached(sm: int) -> tuple[float, float]:
+    """Share of a roofline that networks reach at a compute capability, and microseconds of a launch."""
+    row = next(row for row in _reached() if row.sm_from <= sm and (row.sm_before is None or sm < row.sm_before))
+    return row.share, row.launch_us
 
 
 def _within(at: Version, since: Version, before: Version | None) -> bool:

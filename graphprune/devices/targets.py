@@ -150,6 +150,12 @@ def resolve(
     return Target(device, row, trt, opset, chosen, dla, memory_gb or device.memory_gb)
 
 
+def named(text: str) -> Target:
+    """A target as ``--device`` writes it: ``NAME`` or ``NAME:PRECISION``."""
+    name, _, precision = text.partition(":")
+    return resolve(name, precision=precision or None)
+
+
 def _text(number: Version) -> str:
     return ".".join(map(str, number))
 

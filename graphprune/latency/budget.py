@@ -17,6 +17,7 @@ from graphprune.backends import onnx as writer
 from graphprune.backends.runtimes import Runtime, find
 from graphprune.choosing import Chooser, Mask
 from graphprune.cut import Rewriter
+from graphprune.devices import alignment, named
 from graphprune.errors import NotFasterError, UsageError
 from graphprune.latency.measure import clock_of, measured, timing_feed
 from graphprune.latency.model import LatencyModel
@@ -69,8 +70,8 @@ def meet(state: State, chooser: Chooser) -> Mask:
         The source is as fast already.
     """
     options = state.options
-    if options.latency_from is not None:
-        return _estimate(state, chooser, Path(options.latency_from))
+    if options.latency_from is not None or options.device != "cpu":
+        return _estimate(state, chooser)
     runtime = find(options.runtime)
     threads = options.threads or timing.cores()
     with timing.pinned(threads):
@@ -83,22 +84,37 @@ def meet(state: State, chooser: Chooser) -> Mask:
         return search(state, model, solver, stopwatch(state, runtime, threads), runtime, threads)
 
 
-def _estimate(state: State, chooser: Chooser, path: Path) -> Mask:
-    """The choice by a device's profile alone, which nothing here can measure."""
-    from graphprune.latency.device import estimated
+def _estimate(state: State, chooser: Chooser) -> Mask:
+    """The choice for a device by its profile, or by its peak and bandwidth: nothing here can measure it."""
+    from graphprune.latency import device, roofline
 
-    align = state.options.align
-    model = estimated(state, path, chooser.orders, align if isinstance(align, int) else 1)
-    _, amount = state.options.parsed_budget()
+    options = state.options
+    target = None if options.device == "cpu" else named(options.device)
+    own = 1 if target is None else alignment(target)
+    step = options.align if isinstance(options.align, int) else own
+    if not isinstance(options.align, int):
+        chooser.align_to(step)
+    model: device.Estimated | roofline.Estimated
+    if options.latency_from is not None:
+        model = device.estimated(state, Path(options.latency_from), chooser.orders, step)
+    else:
+        assert target is not None
+        model = roofline.estimated(state, target, chooser.orders)
+    _, amount = options.parsed_budget()
     if amount >= 1 and amount / 1000 >= model.total:
-        raise UsageError(f"--budget {state.options.budget}: the profile's layers take {model.total:.3g} ms already; nothing to cut")
+        raise UsageError(
+            f"--budget {options.budget}: the source is estimated at {model.total:.3g} ms, which is as fast already; nothing to cut"
+        )
     share = amount if amount < 1 else amount / 1000 / model.total
     dead = solver_of(state, chooser, model)(share)
     gone = {group.id: int(dead[group.units].sum()) for group in chooser.groups}
     reached = model.share(gone)
     state.note(model.describe())
     ms = f"{reached * model.total:.3g} ms of {model.total:.3g}"
-    state.note(f"budget {state.options.budget}: estimated at {reached:.3f} of the source, {ms}")
+    missed = "; --floor, --keep and frozen widths leave nothing nearer" if reached > share * (1 + MISSED) else ""
+    state.note(f"budget {options.budget}: estimated at {reached:.3f} of the source, {ms}{missed}")
+    where = "the profile's device" if target is None else f"{target.device.title}, {target.width_precision.upper()}"
+    state.estimate = {"on": where, "before": model.total, "after": reached * model.total}
     return dead
 
 

@@ -20,7 +20,7 @@ from graphprune.latency.measure import timing_feed
 from graphprune.passes.base import State
 
 #: Share of a profile's time that must be told by names of the model's nodes.
-_TOLD = 0.5
+TOLD = 0.5
 
 
 @dataclass
@@ -85,7 +85,7 @@ def estimated(state: State, path: Path, orders: Mapping[int, NDArray[np.int64]],
     found, rest = attributed(parts.layers, steps, state.model)
     total = sum(found.values()) + rest
     told = sum(found.values())
-    if told < _TOLD * total:
+    if told < TOLD * total:
         raise UsageError(
             f"'{path}': only {told / max(total, 1e-12):.0%} of its time goes by names of this model's nodes: profile the very file "
             "that is cut (not a lowered one), in an engine built with --profilingVerbosity=detailed"
@@ -97,19 +97,20 @@ def estimated(state: State, path: Path, orders: Mapping[int, NDArray[np.int64]],
     return Estimated(parts, [found.get(layer.node, 0.0) for layer in parts.layers], rest, step, said)
 
 
-def attributed(layers: Sequence[Layer], steps: Sequence[LayerTime], model: ir.Model) -> tuple[dict[ir.Node, float], float]:
-    """Milliseconds by node, and those of no layer; a fused step goes to the node in its name that multiplies.
+def names_of(step: str) -> list[str]:
+    """Names that a step's may be made of: TensorRT joins those of what it fuses, ``conv1 + relu1``, ``PWN(sigmoid, mul)``."""
+    return [step, *(part.strip() for part in re.split(r" \+ |, |\|\||[()]", step))]
 
-    TensorRT joins the names of what it fuses: ``conv1 + relu1``, ``PWN(sigmoid, mul)``.
-    """
+
+def attributed(layers: Sequence[Layer], steps: Sequence[LayerTime], model: ir.Model) -> tuple[dict[ir.Node, float], float]:
+    """Milliseconds by node, and those of no layer; a fused step goes to the node in its name that multiplies."""
     known = {layer.node for layer in layers}
     alone = {layer.node for layer in layers if layer.alone}
     by_name = {node.name: node for node in model.graph if node.name}
     out: dict[ir.Node, float] = {}
     rest = 0.0
     for step in steps:
-        names = [part.strip() for part in re.split(r" \+ |, |\|\||[()]", step.name)]
-        nodes = [by_name[name] for name in (step.name, *names) if name in by_name]
+        nodes = [by_name[name] for name in names_of(step.name) if name in by_name]
         chosen = next((node for node in nodes if node in alone), None) or next((n for n in nodes if n in known), None)
         if chosen is None:
             rest += step.ms

@@ -13,6 +13,7 @@ from graphprune.backends import onnx as writer
 from graphprune.backends.runtimes import Runtime, find
 from graphprune.benching import feed_of
 from graphprune.coupling import Coupling
+from graphprune.devices import alignment, named
 from graphprune.errors import GraphPruneError
 from graphprune.facts import Facts
 from graphprune.latency.layers import Layer, Micro, parts_of
@@ -77,7 +78,12 @@ def timing_feed(state: State) -> dict[str, NDArray[np.generic]]:
 
 
 def auto_step(state: State) -> int:
-    """The step that ``--align auto`` keeps widths to: that of the model's longest layer in the runtime, said in a note."""
+    """The step that ``--align auto`` keeps widths to: the device's, or that of the model's longest layer here; said in a note."""
+    if state.options.device != "cpu":
+        target = named(state.options.device)
+        step = alignment(target)
+        state.note(f"--align auto: multiples of {step}, as {target.device.title} computes {target.width_precision.upper()}")
+        return step
     runtime = find(state.options.runtime)
     threads = state.options.threads or timing.cores()
     with timing.pinned(threads):

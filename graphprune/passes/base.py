@@ -106,6 +106,8 @@ class State:
     evaluation: dict[str, Any] = field(default_factory=dict)
     #: Milliseconds of one run, ``before`` and ``after`` the cut, where it was measured.
     latency: dict[str, float] = field(default_factory=dict)
+    #: The same estimated for a device: ``on``, ``before``, ``after``. Never mixed with what was measured.
+    estimate: dict[str, Any] = field(default_factory=dict)
     #: What it was measured in.
     timed_in: str = "ONNX Runtime"
     #: Tensors of the file that only folded nodes read, each with its reader.

@@ -65,8 +65,11 @@ def payload(state: State, plan: Plan) -> Json:
 
 
 def _latency(state: State) -> list[tuple[str, float, float]]:
-    timed = state.latency
-    return [(f"latency in {state.timed_in}, ms", timed["before"], timed["after"])] if timed else []
+    timed, guessed = state.latency, state.estimate
+    rows = [(f"latency in {state.timed_in}, ms", timed["before"], timed["after"])] if timed else []
+    if guessed:
+        rows.append((f"latency on {guessed['on']}, ms (an estimate, not measured)", guessed["before"], guessed["after"]))
+    return rows
 
 
 _COSTS = (("macs", "MACs"), ("params", "parameters"), ("bytes", "weight bytes"))
