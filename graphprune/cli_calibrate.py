@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from graphprune.cli_text import sizes
+
 
 @click.command()
 @click.argument("model")
@@ -19,13 +21,13 @@ import click
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
 def calibrate(model: str, profile: str, device: str, layers: str | None, shapes: tuple[str, ...], as_json: bool) -> None:
     """Keep what a device took for MODEL: '--budget latency=... --device NAME' estimates by it from then on."""
-    from graphprune.cli import _shapes
+
     from graphprune.latency.calibrate import calibrate as read
     from graphprune.printing import Display
 
     with Display(quiet=as_json) as display:
         display.progress("reading the profile", 0.0)
-        found: Any = read(model, profile, device, layers=layers, shapes=_shapes(model, shapes))
+        found: Any = read(model, profile, device, layers=layers, shapes=sizes(model, shapes))
     if as_json:
         click.echo(json.dumps(found.to_json()))
         return
