@@ -28,6 +28,7 @@ from graphprune.frontends import factory
 from graphprune.frontends.onnx import SOURCE_FILES, Loaded, check_finite, load, weights_of
 from graphprune.options import Options, as_tuple
 from graphprune.passes.base import Pass, State
+from graphprune.passes.select import check_scored
 from graphprune.passes.verify import Verify, run_all
 from graphprune.plan import Plan, plan_path
 from graphprune.plugins import discover
@@ -268,7 +269,7 @@ def run_state(
         state.progress = progress
     scoring = [one.name for one in passes if one.kind == "score"]
     if until == "verify" and not scoring:
-        check_cuts_nothing(passes, options)
+        check_scored(passes, options)
     combine.check(options.combine, scoring)
     if until == "scores":
         passes = [one for one in passes if one.name in BEFORE or one.kind == "score"]
@@ -287,27 +288,6 @@ def run_state(
     run_passes(state, [one for one in passes if one.name not in BEFORE])
     finish(state)
     return state
-
-
-def check_cuts_nothing(passes: Sequence[Pass], options: Options) -> None:
-    """Without a criterion nothing can be cut, which is fine where the weights alone are to become cheaper.
-
-    Raises
-    ------
-    UsageError
-        A cut was asked for, or nothing at all.
-    """
-    compressing = [one.name for one in passes if one.kind == "compress"]
-    if not compressing:
-        raise UsageError("no scoring pass is given: add one, for example --pass l1")
-    asked = [f"--{name}" for name in ("rate", "budget", "rates") if getattr(options, name)]
-    asked += ["--steps"] if options.steps > 1 else []
-    asked += [f"--pass {one.name}" for one in passes if one.kind == "recover"]
-    if asked:
-        raise UsageError(
-            f"{asked[0]} is for a cut, and no scoring pass is given: add one, for example --pass "
-            f"l1; or leave it out, and '{compressing[0]}' works on the whole model"
-        )
 
 
 def finish(state: State) -> None:

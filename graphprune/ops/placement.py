@@ -91,7 +91,8 @@ def quantisable(placement: Placement, nodes: Iterable[ir.Node], leave: Collectio
             # A constant that is added or multiplied is fused into the layer before it.
             fits = len(computed) == 2 and any(value in made for value in computed)
         else:
-            fits = any(value in made for value in computed)
+            # One float among them has to be quantised for this op alone, which costs more than it saves.
+            fits = bool(computed) and all(value in made or not _is_float(value) for value in computed)
         if fits and _is_float(node.outputs[0]):
             chosen.append(node)
             made.add(node.outputs[0])

@@ -9,6 +9,8 @@ from typing import Any, ClassVar, Literal
 
 import onnx_ir as ir
 
+from graphprune.backends.onnx import to_bytes
+from graphprune.calibration import samples_for
 from graphprune.errors import GraphPruneError, UsageError
 from graphprune.frontends.onnx import plan_name
 from graphprune.ops.linear_form import linear_form
@@ -17,6 +19,8 @@ from graphprune.passes.base import Kind, Pass, State
 from graphprune.spec import nearest
 from graphprune.stages import ALONE, INT8, Stages, deliver, stages_of
 
+#: Rounds in which the float model and the quantised one are timed.
+TIMED = 10
 #: Held-out feeds that single layers are judged on.
 FEEDS_A_LAYER = 2
 
@@ -100,9 +104,26 @@ class Quantize(Pass):
             "layers": len(quantiser.layers), "left": left, "harmful": harmful, "tensors": quantised_tensors(model),
             "divergence": {"before": before, "after": stage.fidelity["divergence"]},
         }  # fmt: skip
+        if self.backend == "onnxruntime":
+            self._time(state, model)
         if state.loaded.torch is not None:
             state.note("quantize: the graph (result.ir, the .onnx file) is INT8, the torch module stays in floating point")
         deliver(state, stage)
+
+    @staticmethod
+    def _time(state: State, model: ir.Model) -> None:
+        """Time the float model and the quantised one in turns, and say so where integers are no faster here."""
+        from graphprune.timing import interleaved
+
+        assert state.cut is not None and state.plan is not None
+        feed = dict(next(iter(samples_for(state, n=1))))
+        before, after = interleaved([to_bytes(state.cut), to_bytes(model)], feed, runs=TIMED)
+        state.plan.quantize["latency_ms"] = {"before": before, "after": after}
+        if after > 0.97 * before:
+            state.note(
+                f"quantize: INT8 is no faster in ONNX Runtime on this machine ({before:.3g} ms before, {after:.3g} ms now): small "
+                "layers gain little, and ops between them that have no integer kernels cost; 'graphprune bench' times it with care"
+            )
 
     def _quantiser(self, state: State, model: ir.Model, stages: Stages) -> Any:
         from graphprune.quantisation import Quantiser, Settings

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
@@ -13,6 +14,7 @@ from graphprune.choosing import Chooser, Mask
 from graphprune.costs import CostModel, Profile
 from graphprune.coupling import Coupling
 from graphprune.errors import UsageError
+from graphprune.options import Options
 from graphprune.passes.base import Kind, Pass, State
 
 
@@ -152,3 +154,24 @@ class Budget:
                 f"({reached / self.full:.1%} of the source) where {self.target:,.0f} was asked; what is frozen, --floor, "
                 "--align or --keep leave no nearer step"
             )
+
+
+def check_scored(passes: Sequence[Pass], options: Options) -> None:
+    """Without a criterion nothing can be cut, which is fine where the weights alone are to become cheaper.
+
+    Raises
+    ------
+    UsageError
+        A cut was asked for, or nothing at all.
+    """
+    compressing = [one.name for one in passes if one.kind == "compress"]
+    if not compressing:
+        raise UsageError("no scoring pass is given: add one, for example --pass l1")
+    asked = [f"--{name}" for name in ("rate", "budget", "rates") if getattr(options, name)]
+    asked += ["--steps"] if options.steps > 1 else []
+    asked += [f"--pass {one.name}" for one in passes if one.kind == "recover"]
+    if asked:
+        raise UsageError(
+            f"{asked[0]} is for a cut, and no scoring pass is given: add one, for example --pass "
+            f"l1; or leave it out, and '{compressing[0]}' works on the whole model"
+        )

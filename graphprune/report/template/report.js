@@ -27,7 +27,7 @@ function summary() {
     const value = (row, x) => (row.share ? percent(x) : figure(x));
     out.push(h("h2", null, "Fidelity to the source"), h("p", { class: "muted" }, "Outputs against the source's on " + plural(data.fidelity.samples, "held-out sample") + "."),
       table([{ name: "output", of: (r) => h("code", null, r.what) }, { name: "measure", of: (r) => r.measure },
-        ...(data.fidelity.recovered ? [{ name: "as cut", n: true, of: (r) => value(r, r.before) }] : []), { name: data.fidelity.recovered ? "recovered" : "cut", n: true, of: (r) => value(r, r.after) }],
+        ...(data.fidelity.recovered ? [{ name: "as cut", n: true, of: (r) => value(r, r.before) }] : []), { name: data.stages.rows ? "delivered" : data.fidelity.recovered ? "recovered" : "cut", n: true, of: (r) => value(r, r.after) }],
       data.fidelity.rows, "narrow"), data.fidelity.left_out > 0 && h("p", { class: "muted" }, plural(data.fidelity.left_out, "more output")));
   }
   if (data.notes.length) out.push(h("h2", null, "Notes"), h("ul", { class: "notes" }, data.notes.map((note) => h("li", null, note))));
