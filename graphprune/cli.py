@@ -271,10 +271,12 @@ def _given(model: str, options: dict[str, Any]) -> dict[str, Any]:
 @click.option("--combine", default="rank-mean", show_default=True, metavar="WAY", help="How a+b are combined; as in run.")
 @click.option("--budget", "budgets", multiple=True, metavar="macs=0.5", help="What to keep; several times.")
 @click.option("--rate", type=float, help="Share of the indices to remove. Default 0.5 without a budget.")
-@click.option("--scope", type=click.Choice(["global", "group"]), default="global", show_default=True)
+@click.option("--scope", type=click.Choice(["global", "group"]), default="global", show_default=True,
+              help="One threshold over all groups, or the same rate in each.")  # fmt: skip
 @click.option("--allocate", type=click.Choice(["dp", "global", "uniform", "isomorphic"]), default="uniform", show_default=True,
               help="How a budget is shared among groups.")  # fmt: skip
-@click.option("--recover", type=click.Choice(["ls", "bn", "bias", "none"]), default="ls", show_default=True)
+@click.option("--recover", type=click.Choice(["ls", "bn", "bias", "none"]), default="ls", show_default=True,
+              help="After every cut: least squares, spread and mean of each channel, its mean, or nothing.")  # fmt: skip
 @click.option("--eval", "evaluate", default="", metavar="MODULE:FUNCTION",
               help="A function of an .onnx path, called before and after recovery; higher is better.")  # fmt: skip
 @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Seeds of criteria that draw.")

@@ -20,19 +20,22 @@ from graphprune.cli_text import numbers
 @click.option("--epochs", type=float, help="Length. Default 5.")
 @click.option("--minutes", type=float, help="Length, turned into steps at the start.")
 @click.option("--steps", type=int, help="Length.")
-@click.option("--batch", type=click.IntRange(1), default=32, show_default=True)
+@click.option("--batch", type=click.IntRange(1), default=32, show_default=True, help="Samples of a step.")
 @click.option("--lr", type=float, default=5e-4, show_default=True, help="Highest learning rate.")
-@click.option("--optimizer", type=click.Choice(["adamw", "sgd"]), default="adamw", show_default=True)
+@click.option("--optimizer", type=click.Choice(["adamw", "sgd"]), default="adamw", show_default=True,
+              help="AdamW, or SGD with momentum.")  # fmt: skip
 @click.option("--decay", type=float, default=0.0, show_default=True, help="Weight decay.")
 @click.option("--norms", type=click.Choice(["train", "eval"]), default="train", show_default=True,
               help="Batch norms follow the data (and dropout works), or keep the statistics that they have.")  # fmt: skip
-@click.option("--augment", type=click.Choice(["none", "noise"]), default="none", show_default=True)
+@click.option("--augment", type=click.Choice(["none", "noise"]), default="none", show_default=True,
+              help="Noise on the inputs.")  # fmt: skip
 @click.option("--teacher", metavar="MODEL", help="A model to learn from as well; labels are not needed then.")
 @click.option("--weight", type=float, default=0.5, show_default=True, help="Of the teacher, where there are labels too.")
 @click.option("--temperature", type=float, default=2.0, show_default=True, help="Of the teacher's outputs.")
 @click.option("--holdout", type=float, default=0.1, show_default=True, help="Share of the samples that judges.")
 @click.option("--patience", type=click.IntRange(1), default=8, show_default=True, help="Judgements without gain, of 20.")
-@click.option("--precision", type=click.Choice(["no", "auto", "bf16", "fp16"]), default="no", show_default=True)
+@click.option("--precision", type=click.Choice(["no", "auto", "bf16", "fp16"]), default="no", show_default=True,
+              help="Of the products while training; auto: bfloat16 where the device has it.")  # fmt: skip
 @click.option("--checkpoint", type=click.Path(file_okay=False, path_type=Path), metavar="DIR",
               help="Go on from here after a kill, with the same options.")  # fmt: skip
 @click.option("--every", type=float, default=60.0, show_default=True, help="Seconds between checkpoints.")
