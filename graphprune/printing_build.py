@@ -33,20 +33,25 @@ def _table(*columns: str) -> Table:
 def print_verdicts(
     verdicts: Sequence[Verdict], target: str, everything: bool = False, found: Found | None = None
 ) -> None:
-    """One line for each node that is not simply fine, then the counts."""
+    """What is not simply fine, nodes of one fate on one line, then the counts; everything: a line a node."""
     console = Console()
     console.print(f"[bold]{escape(target)}[/]")
     shown = [v for v in verdicts if everything or v.status != "ok" or v.note or v.node == "(model)"]
     table = _table("node", "op", "verdict", "why and how")
-    for verdict in shown if everything else shown[:_ROWS]:
-        told = "; ".join(text for text in (verdict.reason, verdict.advice, verdict.note) if text)
-        status = f"[{_COLOURS[verdict.status]}]{verdict.status}[/]" + (
-            f" ({verdict.where})" if verdict.where != "GPU" else ""
-        )
-        table.add_row(escape(verdict.node), escape(verdict.op), status, escape(told))
+    alike: dict[tuple[object, ...], list[Verdict]] = {}
+    for verdict in shown:
+        own = verdict.node if everything else ""
+        key = (own, verdict.op, verdict.status, verdict.where, verdict.reason, verdict.advice, verdict.note)
+        alike.setdefault(key, []).append(verdict)
+    rows = list(alike.values())
+    for first, *others in rows if everything else rows[:_ROWS]:
+        told = "; ".join(text for text in (first.reason, first.advice, first.note) if text)
+        status = f"[{_COLOURS[first.status]}]{first.status}[/]" + (f" ({first.where})" if first.where != "GPU" else "")
+        name = escape(first.node) + (f" and {len(others)} more" if others else "")
+        table.add_row(name, escape(first.op), status, escape(told))
     console.print(table)
-    if not everything and len(shown) > _ROWS:
-        console.print(f"... and {len(shown) - _ROWS} more; --all shows them")
+    if not everything and len(rows) > _ROWS:
+        console.print(f"... and {len(rows) - _ROWS} more lines; --all shows every node")
     counts = Counter[str](v.status for v in verdicts)
     console.print(", ".join(f"[bold]{counts[status]}[/] {status}" for status in _COLOURS))
     if found is not None:

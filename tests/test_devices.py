@@ -101,6 +101,13 @@ def test_no_script_has_a_flag_that_its_version_lacks() -> None:
     assert {"workspace", "memPoolSize", "buildOnly", "skipInference", "useDLACore", "allowGPUFallback", "calib", "fp16"} <= seen
 
 
+@pytest.mark.parametrize(
+    "name", ["tx2", "nano", "xavier-nx", "agx-xavier", "orin-nano", "orin-nx", "agx-orin", "thor", "rtx", "x86-gpu"]
+)
+def test_names_of_targets(name: str) -> None:
+    assert resolve(f"jetson-{name}") == resolve(name) and resolve(name).device.name == name
+
+
 def test_a_flag_that_is_missing_is_refused() -> None:
     with pytest.raises(GraphPruneError, match=r"8\.2\.1 has no --skipInference"):
         command.Command(resolve("tx2")).add("skipInference")

@@ -23,6 +23,7 @@ from graphprune.backends.tensorrt import UnsupportedError, build
 from graphprune.backends.tensorrt.bundle import check_folder, profile_of
 from graphprune.backends.tensorrt.calibration_cache import cache_text, read_cache, scales, version_number
 from graphprune.backends.tensorrt.device import check as device_check
+from graphprune.backends.tensorrt.entropy_limit import Histogram
 from graphprune.cli import cli
 from graphprune.devices import resolve
 from graphprune.devices.tables import flags
@@ -154,6 +155,24 @@ def test_cache_format() -> None:
     assert read_cache(text)[1] == {"a": 0.5, "b: c": 1.0}
     assert [version_number(v) for v in ((8, 0, 1), (8, 6, 2), (10, 3, 0), (10, 16, 2))] == [8001, 8602, 100300, 101602]
     assert struct.unpack(">f", bytes.fromhex("3f000000")) == (0.5,)
+
+
+def test_limits_by_entropy() -> None:
+    rng = np.random.default_rng(5)
+    normal = rng.standard_normal(200_000).astype(np.float32)
+    whole, parts, relu, tailed, zero = (Histogram() for _ in range(5))
+    whole.add(normal)
+    for part in np.split(normal, 10):
+        parts.add(part)
+    relu.add(np.concatenate([normal.clip(0), np.zeros(10**6, np.float32)]))
+    tailed.add(np.append(normal, np.float32(1000)))
+    zero.add(np.zeros(9, np.float32))
+    assert 3 < whole.limit() <= abs(normal).max() and parts.limit() == pytest.approx(whole.limit(), rel=0.2)
+    assert relu.limit() == pytest.approx(whole.limit(), rel=0.2)  # zeros say nothing
+    assert tailed.limit() < 200 and zero.limit() == 0  # one value far out is clipped
+    few = Histogram()
+    few.add(np.array([[0.5, -2.0]], np.float32))
+    assert few.limit() == 2
 
 
 def test_scales_stand_for_the_range() -> None:

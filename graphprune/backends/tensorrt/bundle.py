@@ -147,6 +147,7 @@ def build(
     notes = []
     if data is None:
         notes.append("inputs are synthetic: give --data, so that references and INT8 scales are of real ones")
+    notes += profile_note(profile)
     notes += overflow_note(verdicts, target)
     notes += sparsity_note(lowered)
     cache = None
@@ -214,6 +215,16 @@ def sparsity_note(lowered: Lowered) -> list[str]:
     if device.sm < SPARSE_SM:
         return [f"{count} layers are 2:4 sparse: no gain on {device.title} (sm_{device.sm}), sparse tensor cores begin at sm_80"]
     return [f"{count} layers are 2:4 sparse: built with --sparsity=enable, TensorRT takes sparse kernels where they are faster"]
+
+
+def profile_note(profile: command.Profile) -> list[str]:
+    """What an engine of one size means, where the model takes more."""
+    if not profile.best or profile.least != profile.most:
+        return []
+    return [
+        f"sizes are dynamic, and the engine takes {command.shapes_text(profile.best)} only: --shape says another, --min-shape and "
+        "--max-shape a range"
+    ]
 
 
 def check_quantised(lowered: Lowered) -> bool:
@@ -356,7 +367,10 @@ def _rtx_engine(staged: Path, profile: command.Profile) -> str:
     )
     if not found.ok:
         raise EngineError(f"{found.told()}: {'; '.join(found.errors)}")
-    return f"{command.ENGINE} was built by {found.version}; it needs that version, and a GPU to run: it has not been run here"
+    return (
+        f"the engine ({command.ENGINE}) was built by {found.version}; it needs that version, and a GPU to run: it has "
+        "not been run here"
+    )
 
 
 def _sha256(path: Path) -> str:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import struct
 from collections.abc import Iterable, Mapping
-from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from graphprune.backends.ort import Runner
+from graphprune.backends.tensorrt.entropy_limit import Histogram
 from graphprune.devices.tables import Version
 from graphprune.errors import DataError
 from graphprune.inputs import Feed
 
-#: Bins of a histogram and levels of the quantised one, as entropy calibration compares them.
-BINS, LEVELS = 512, 128
+#: Scale of what is always zero.
+LEAST = 1e-9 / 127
 
 
 def version_number(tensorrt: Version) -> int:
@@ -42,38 +41,32 @@ def read_cache(text: str) -> tuple[str, dict[str, float]]:
 def scales(model: ir.Model, feeds: Iterable[Feed]) -> dict[str, float]:
     """Scale of every floating-point input and intermediate value: what 127 stands for, over 127.
 
-    The limit of each is the one that loses least information (Kullback-Leibler divergence of histograms), as
-    TensorRT's entropy calibration chooses it, found by ONNX Runtime's own calibrator.
+    The limit of each is the one that loses least information, see `graphprune.backends.tensorrt.entropy_limit`.
 
     Raises
     ------
     DataError
         A value is not finite on the calibration data.
     """
-    from onnxruntime.quantization.calibrate import HistogramCollector
-
     inputs = [v for v in model.graph.inputs if not v.is_initializer() and v.dtype == ir.DataType.FLOAT]
     computed = [v for node in model.graph if not node.domain for v in node.outputs if v.name and v.dtype in _FLOATS]
     names = [str(v.name) for v in computed]
     runner = Runner(model, outputs=names) if names else None
-    collector: Any = HistogramCollector("entropy", True, BINS, LEVELS, 99.99, "same")
+    found: dict[str, Histogram] = {}
     count = 0
-    with contextlib.redirect_stdout(io.StringIO()):
-        for feed in feeds:
-            count += 1
-            values = {str(v.name): feed[str(v.name)] for v in inputs}
-            values |= {} if runner is None else runner.run(feed)
-            for name, array in values.items():
-                if array.size and not bool((abs(array) < float("inf")).all()):
-                    raise DataError(f"value '{name}' is not finite on the calibration data: give other data")
-            collector.collect(
-                {name: [array] for name, array in values.items() if array.dtype.kind == "f" and array.size}
-            )
-        if not count:
-            raise DataError("there is no calibration data: give --data")
-        found = collector.compute_collection_result()
-    limits = {name: max(abs(float(entry[0])), abs(float(entry[1]))) for name, entry in found.items()}
-    return {name: max(limit, 1e-9) / 127 for name, limit in limits.items()}
+    for feed in feeds:
+        count += 1
+        values = {str(v.name): feed[str(v.name)] for v in inputs}
+        values |= {} if runner is None else runner.run(feed)
+        for name, array in values.items():
+            if array.dtype.kind != "f" or not array.size:
+                continue
+            if not np.isfinite(array).all():
+                raise DataError(f"value '{name}' is not finite on the calibration data: give other data")
+            found.setdefault(name, Histogram()).add(array)
+    if not count:
+        raise DataError("there is no calibration data: give --data")
+    return {name: max(histogram.limit() / 127, LEAST) for name, histogram in found.items()}
 
 
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, None)

@@ -108,8 +108,8 @@ def _memory(lowered: Lowered, facts: Facts) -> Verdict:
     target = lowered.target
     memory = estimate(lowered.model, facts, target)
     text = (
-        f"estimated {memory.building / 1e9:.2f} GB while building (weights {memory.weights / 1e6:.0f} MB, activations "
-        f"{memory.activations / 1e6:.0f} MB, workspace {target.workspace_mib} MiB) of {target.usable_bytes / 1e9:.1f} GB "
+        f"estimated {memory.building / 1e9:.2f} GB while building (weights {_megabytes(memory.weights)}, activations "
+        f"{_megabytes(memory.activations)}, workspace {target.workspace_mib} MiB) of {target.usable_bytes / 1e9:.1f} GB "
         f"that {target.device.title} has to give"
     )
     if memory.building <= target.usable_bytes:
@@ -117,6 +117,10 @@ def _memory(lowered: Lowered, facts: Facts) -> Verdict:
     return Verdict(
         "(model)", "", "unsupported", text, "cut the network, lower --shape, or take a device with more memory"
     )
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:.{1 if count < 1e7 else 0}f} MB"
 
 
 def _bindings(lowered: Lowered) -> list[Verdict]:
