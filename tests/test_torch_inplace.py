@@ -377,3 +377,15 @@ def test_transformers_models(name):
         close([masked(source, result.plan)(input_ids=ids)[0]], [found])
         assert module(input_ids=ids[:1, :5])[0].shape[:2] == (1, 5)
     assert config.to_dict() == source.config.to_dict()
+
+
+def test_what_functions_remember_is_free_of_sizes():
+    """The cache of a function that code asks for shapes holds plain numbers after a cut, and still works."""
+    import tests.torch_modules as source
+
+    module, example = build("remembered_shapes")
+    gp.prune(module, example, rate=0.5, scope="group")
+    for width, heads in ((24, 4), (12, 2)):
+        found = source._remembered((2, 5, width), heads)
+        assert found == (2, 5, heads, 6) and {type(size) for size in found} == {int}
+    assert source._remembered.cache_info().hits

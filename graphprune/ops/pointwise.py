@@ -67,7 +67,6 @@ ZERO_LOSING = [
     "Reciprocal",
     "Sigmoid",
     "Softplus",
-    "CastLike",
     "BitCast",
 ]
 #: Zero wherever any operand is zero.
@@ -147,8 +146,8 @@ def _unary(view: OpView, zero: bool) -> list[Axes | None]:
 
 
 def _cast(view: OpView) -> list[Axes | None]:
-    """The same values in another type."""
-    return _unary(view, True)
+    """The same values in another type, of which a second operand gives nothing else."""
+    return [[Axis(axis.rows, axis.zero, axis.places) for axis in view.axes(0)]]
 
 
 @op(*ZERO_KEEPING, text="... -> ...")
@@ -214,8 +213,9 @@ def _apart(view: OpView, i: int) -> None:
 def _shrink_cast(cut: Cut) -> None:
     """A size that becomes data (the width under a square root, a mean's divisor) stays what it was."""
     old, new = cut.known(0), cut.known_new(0)
-    target = ir.DataType(int(cut.attr("to", 1)))
-    if old is None or new is None or old.shape != new.shape or not target.is_floating_point():
+    like = cut.node.inputs[1] if cut.node.op_type == "CastLike" else None
+    target = ir.DataType(int(cut.attr("to", 1))) if like is None else cut.rewriter.facts.dtype(like)
+    if old is None or new is None or old.shape != new.shape or (target is not None and not target.is_floating_point()):
         return
     changed = np.flatnonzero(old.reshape(-1) != new.reshape(-1))
     if len(changed):
@@ -230,4 +230,4 @@ def _masked(view: OpView, role: str) -> set[int]:
     return parameters
 
 
-op("Cast", text="... -> ...", shrink=_shrink_cast)(_cast)
+op("Cast", "CastLike", text="... -> ...", shrink=_shrink_cast)(_cast)

@@ -232,6 +232,17 @@ def scale_computed_from_shape() -> ModelProto:
 
 
 @pattern(QKVO, widths=HALF, **FAMILIES)
+def scale_computed_from_shape_of_the_type_of_its_data() -> ModelProto:
+    """The same where the type is that of the query; lanes are cut, and the scale is not."""
+    g = Net()
+    x = g.x("N", "T", D)
+    q, k, v = (_heads(g, p) for p in _qkv(g, x))
+    width = g.CastLike(g.Gather(g.Shape(q), g.c(-1), axis=0), q)
+    s = g.Div(g.MatMul(q, g.t(k, 0, 1, 3, 2)), g.Sqrt(width))
+    return _finish(g, _merge(g, g.MatMul(g.Softmax(s, axis=-1), v)))
+
+
+@pattern(QKVO, widths=HALF, **FAMILIES)
 def padding_mask_from_input() -> ModelProto:
     g = Net()
     x, m = g.x("N", "T", D), g.x("N", "T", name="mask", dtype=I64)

@@ -16,6 +16,7 @@ import torch
 from graphprune.backends.inplace.expect import Expected, Line
 from graphprune.backends.inplace.holders import Path, Slot, install, put_back, slots
 from graphprune.backends.inplace.layers import follow
+from graphprune.backends.inplace.memory import Memory, forgetful, memories
 from graphprune.backends.inplace.sizes import KeptScale
 from graphprune.backends.inplace.watch import Recorder, Script, Solver, Stuck, Watch, is_users, module_stack
 from graphprune.frontends.torch_export import left_as_it_was, quiet
@@ -80,10 +81,12 @@ class Search:
     recorder: Recorder | None = None
     reasons: list[Declined] = field(default_factory=list)
     suspect: Stuck | None = None
+    memories: Sequence[Memory] = ()
 
     def record(self) -> None:
         """Run the source once, and see what its numbers are used for. To be called before its tensors are cut."""
         self.slots = slots(self.call.module)
+        self.memories = memories(self.call.module)
         self.recorder = Recorder([slot.value for slot in self.slots])
         self._watched(self.recorder)
 
@@ -153,7 +156,7 @@ class Search:
             board.stack = stack
             undo = install(self.call.module, replace)
             try:
-                with Watch(board.call, board.other):
+                with forgetful(self.memories), Watch(board.call, board.other):
                     self.call.run()
             finally:
                 put_back(undo)
