@@ -26,7 +26,7 @@ from graphprune.backends import onnx as writer
 from graphprune.backends.ort import Runner
 from graphprune.errors import DataError, ModelError, UsageError
 from graphprune.inputs import Feed
-from graphprune.ops.placement import WEIGHTED, Placement, is_quantised, quantisable, spare_pairs
+from graphprune.ops.placement import WEIGHTED, Placement, is_quantised, output_axis, quantisable, spare_pairs
 from graphprune.passes.verify import compare, tolerance_of
 
 Method = Literal["minmax", "entropy", "percentile"]
@@ -108,12 +108,33 @@ class Quantiser:
                     {
                         "ActivationSymmetric": place.signed, "WeightSymmetric": True, "QuantizeBias": place.bias,
                         "DedicatedQDQPair": not place.outputs,
+                        "TensorQuantOverrides": self._dead() if settings.per_channel else {},
                         "OpTypesToExcludeOutputQuantization": [] if place.outputs else list(place.ops),
                     },
                 )  # fmt: skip
                 quantiser.quantize_model()
                 proto = quantiser.model.model
         return self._finished(proto)
+
+    def _dead(self) -> dict[str, list[dict[str, Any]]]:
+        """Ranges of weights of which some outputs are all zero: these get that of the whole weight.
+
+        Left to itself the quantiser gives them a scale of 1, and their biases, which are all that is left of them, the steps of
+        that scale times the input's.
+        """
+        found: dict[str, list[dict[str, Any]]] = {}
+        for name in self.layers:
+            node = self._node(name)
+            weight = node.inputs[1]
+            if weight is None or weight.const_value is None:
+                continue
+            array, axis = np.abs(weight.const_value.numpy()), output_axis(node)
+            most = array.max(axis=tuple(a for a in range(array.ndim) if a != axis))
+            if most.any() and not most.all():
+                limits = np.where(most == 0, most.max(), most).astype(np.float32)
+                found[str(weight.name)] = [{"rmin": -limit, "rmax": limit} for limit in limits]
+                found[str(weight.name)][0]["axis"] = axis
+        return found
 
     def _finished(self, proto: onnx.ModelProto) -> ir.Model:
         """What the quantiser made, without what is better left out, and with the source's own descriptions."""

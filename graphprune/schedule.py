@@ -41,6 +41,8 @@ def run_steps(source: Any, options: Options, progress: Progress | None = None) -
     report: Progress = progress or (lambda _what, _share: None)
     origin = run_state(source, dataclasses.replace(options, steps=1), progress, until="couple")
     coupling = origin.need_coupling()
+    for one in build_passes(options.passes):
+        one.check(origin)
     costs = CostModel(origin.model, coupling, origin.need_facts())
     origin.before = costs.price()
     dead = np.zeros(coupling.n_units, np.bool_)

@@ -103,13 +103,14 @@ def test_scales_of_dead_channels_are_not_zero() -> None:
     for tensor in source.graph.initializer:
         if tensor.name in ("stem", "inner"):
             array = onnx.numpy_helper.to_array(tensor).copy()
-            array[2] = 0
+            array[:2] = 0
             tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
     for backend in PLACEMENTS:
         _, model = quantised(source, backend)
         for node in model.graph:
             if node.op_type == "DequantizeLinear":
-                assert (node.inputs[1].const_value.numpy() > 0).all()
+                scale = node.inputs[1].const_value.numpy()
+                assert (scale > 0).all() and (scale < 0.9).all()  # 1 would round the biases, which are all that is left
         assert np.isfinite(run(model, feeds(count=1)[0])).all()
 
 
@@ -239,6 +240,13 @@ def test_dynamic_axes_and_metadata_stay(tmp_path: Path) -> None:
     assert {(p.key, p.value) for p in proto.metadata_props} == {("characters", "abc")} and proto.producer_name == "someone"
     for n in (1, 5):
         assert run(result.ir, feeds((n, 4, 8, 8), 1)[0]).shape == (n, 4)
+
+
+def test_in_steps_it_runs_once(tmp_path: Path) -> None:
+    result = gp.prune(residual(), passes=["l1", "recover", "sparsify", "quantize"], rate=0.5, steps=2, samples=16)
+    assert [stage["stage"] for stage in result.plan.stages][-3:] == ["2:4 sparse", "INT8", "INT8 alone"]
+    with pytest.raises(gp.GraphPruneError, match="float16"):
+        gp.prune(residual(dtype=F16), passes=["l1", "quantize"], rate=0.5, steps=2)
 
 
 def test_keep_ends_and_tolerance_leave_layers_in_floating_point() -> None:

@@ -95,10 +95,17 @@ def quantisable(placement: Placement, nodes: Iterable[ir.Node], leave: Collectio
             fits = bool(computed) and all(value in made or not _is_float(value) for value in computed)
         if fits and _is_float(node.outputs[0]):
             chosen.append(node)
-            made.add(node.outputs[0])
+            made.update(node.outputs)
         elif node.op_type in ("Relu", "Clip", "MaxPool") and any(value in made for value in computed):
             made.update(node.outputs)  # fused into what it follows
     return chosen
+
+
+def output_axis(node: ir.Node) -> int:
+    """The axis of a layer's weight that has a scale for each output."""
+    if node.op_type == "Gemm":
+        return 0 if attribute(node, "transB", 0) else 1
+    return 0 if node.op_type == "Conv" else 1
 
 
 def _weight_fits(node: ir.Node) -> bool:

@@ -185,7 +185,7 @@ class Quantize(Pass):
         try:
             quantiser = self._quantiser(state, state.model, stages)
             stages.add(ALONE, quantiser.run(self._left(quantiser, state.model)), delivered=False)
-        except UsageError as error:
+        except GraphPruneError as error:
             state.note(f"the source is not shown in INT8 alone: {error}")
 
 
