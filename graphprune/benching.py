@@ -233,7 +233,7 @@ def _of_device(paths: Sequence[Path], seed: int) -> Bench:
             total = sum(layer.ms for layer in one.layers)
             rows.append(Timed(str(one.path), nothing, total, (total, total), layers=one.layers))
             continue
-        rows.append(_row(str(one.path), one.latency, base, seed, [], {}, paired=False))
+        rows.append(_row(str(one.path), one.latency, base, seed, one.layers, {}, paired=False))
         base = one.latency if base is None else base
     return Bench("trtexec", "a device", "the device that wrote the files", None, [], False, seed, "wall", rows)
 

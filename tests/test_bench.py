@@ -142,8 +142,9 @@ def test_the_result_of_a_bundle_stands_for_the_times_beside_it(tmp_path: Path) -
     with pytest.raises(UsageError, match=r"copy times\.json"):
         gp.bench(result)
     (tmp_path / "times.json").write_text(json.dumps(TIMES))
+    result.write_text(json.dumps({"passed": True, "times": {"count": 20}, "profile": PROFILE_85[1:]}))
     row = gp.bench(result).rows[0]
-    assert row.name == str(result) and row.median == pytest.approx(5.1)
+    assert row.name == str(result) and row.median == pytest.approx(5.1) and [one.name for one in row.layers] == ["conv1"]
 
 
 @pytest.mark.parametrize(("text", "median"), [(PROFILE_82, 0.5), (PROFILE_85, 0.4)])
