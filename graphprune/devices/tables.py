@@ -90,6 +90,24 @@ class Operator:
 
 
 @dataclass(frozen=True)
+class Typing:
+    """Values whose element type an operator's ``types`` are about: numbers of inputs, ``out`` for the first output."""
+
+    op: str
+    values: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Lacking:
+    """An operator that TensorRT-RTX lacks, though the TensorRT whose parser it shares has it."""
+
+    op: str
+    note: str
+    source: str
+
+
+@dataclass(frozen=True)
 class Flag:
     """One option of trtexec: it is there for ``since`` <= version < ``before``, and best avoided from ``deprecated`` on."""
 
@@ -219,6 +237,18 @@ def operators() -> dict[str, tuple[Operator, ...]]:
 
 
 @lru_cache(None)
+def typings() -> dict[str, Typing]:
+    """Operators that are not typed by their first input, by name."""
+    return {row.op: row for row in _rows("typing", Typing)}
+
+
+@lru_cache(None)
+def lacking_in_rtx() -> dict[str, Lacking]:
+    """What TensorRT-RTX lacks, by operator."""
+    return {row.op: row for row in _rows("rtx", Lacking)}
+
+
+@lru_cache(None)
 def dla_rows() -> dict[str, DlaRow]:
     """What a DLA takes, by operator."""
     return {row.op: row for row in _rows("dla", DlaRow)}
@@ -265,6 +295,12 @@ def _within(at: Version, since: Version, before: Version | None) -> bool:
 def operator(op: str, tensorrt: Version) -> Operator | None:
     """The row that holds for an operator in a TensorRT version, None where it does not take it."""
     return next((row for row in operators().get(op, ()) if _within(tensorrt, row.since, row.before)), None)
+
+
+def typed_by(op: str) -> tuple[int, ...]:
+    """Inputs whose element type counts for an operator, -1 for its first output; empty where any type does."""
+    row = typings().get(op)
+    return (0,) if row is None else tuple(-1 if value == "out" else int(value) for value in row.values.split())
 
 
 def first_with(op: str) -> Version | None:

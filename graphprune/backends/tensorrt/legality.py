@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from graphprune.backends.tensorrt.rewriting import Context, attribute, given, is_constant, used
 from graphprune.devices import Operator, operator
-from graphprune.devices.tables import first_with
+from graphprune.devices.tables import first_with, lacking_in_rtx, typed_by
 
 #: Names of element types in the tables.
 TYPES = {
@@ -21,10 +21,6 @@ TYPES = {
     ir.DataType.INT64: "INT64", ir.DataType.INT8: "INT8", ir.DataType.UINT8: "UINT8", ir.DataType.BOOL: "BOOL",
     ir.DataType.FLOAT8E4M3FN: "FP8", ir.DataType.INT4: "INT4", ir.DataType.DOUBLE: "FP64",
 }  # fmt: skip
-#: Operators whose types are told by another value than their first input: input index, or -1 for the output.
-_TYPED_BY = {"Where": 1, "ConstantOfShape": -1, "OneHot": -1, "EyeLike": -1, "Constant": -1, "Compress": 0}
-#: Operators that take any type that passes through them.
-_UNTYPED = frozenset(("If", "Loop", "Scan", "Not", "And", "Or", "Xor", "NonZero", "Size", "Shape"))
 #: Plugins that come with TensorRT, by the first version that has them.
 PLUGINS = {"EfficientNMS_TRT": (8, 0)}
 RESIZE_COORDINATES = ("half_pixel", "pytorch_half_pixel", "tf_half_pixel_for_nn", "asymmetric", "align_corners")
@@ -60,6 +56,9 @@ def problem(node: ir.Node, context: Context) -> Problem | None:
         if first and first <= context.target.tensorrt:
             since = "later versions dropped it"
         return Problem("op", f"TensorRT {_version(context)} does not take {node.op_type}: {since}")
+    lacking = lacking_in_rtx().get(node.op_type) if context.target.rtx else None
+    if lacking is not None:
+        return Problem("op", f"TensorRT-RTX does not take {node.op_type}: {lacking.note}")
     return _type_problem(node, row, context) or _rule_problem(node, row, context)
 
 
@@ -153,23 +152,9 @@ def type_name(dtype: ir.DataType, context: Context) -> str:
 
 def _type_problem(node: ir.Node, row: Operator, context: Context) -> Problem | None:
     taken = row.types.split()
-    if not taken or node.op_type in _UNTYPED:
+    if not taken:
         return None
-    index = _TYPED_BY.get(node.op_type, 0)
-    values = [node.outputs[0] if index < 0 else given(node, index)]
-    if node.op_type in ("Cast", "CastLike"):
-        values.append(node.outputs[0])
-    elif node.op_type == "QuantizeLinear":
-        quantised = operator("DequantizeLinear", context.target.tensorrt)
-        dtype = context.facts.dtype(node.outputs[0])
-        if (
-            dtype is not None
-            and quantised is not None
-            and type_name(dtype, context) not in (*quantised.types.split(), "UINT8")
-        ):
-            return Problem(
-                "type", f"{node.op_type} to {dtype.name}: TensorRT {_version(context)} has {quantised.types}"
-            )
+    values = [node.outputs[0] if index < 0 else given(node, index) for index in typed_by(node.op_type)]
     for value in values:
         dtype = None if value is None else context.facts.dtype(value)
         if dtype is not None and (name := type_name(dtype, context)) not in taken:
@@ -213,10 +198,16 @@ def _attribute(node: ir.Node, text: str, context: Context) -> bool:
 def _zero_point(node: ir.Node, text: str, context: Context) -> bool:
     value = given(node, int(text))
     if value is None:
-        dtype = context.facts.dtype(node.outputs[0]) if node.op_type == "QuantizeLinear" else None
-        return dtype != ir.DataType.UINT8
+        # Left out it is 0, which is off the middle of what is quantised to uint8.
+        return context.facts.dtype(node.outputs[0]) != ir.DataType.UINT8
     known = context.facts.known(value)
     return known is not None and not np.asarray(known, np.float64).any()
+
+
+def _read_by(node: ir.Node, text: str, context: Context) -> bool:
+    reader, dtype = operator(text, context.target.tensorrt), context.facts.dtype(node.outputs[0])
+    # uint8 is the zero point's matter: symmetric, it is lowered to int8.
+    return reader is None or dtype is None or type_name(dtype, context) in (*reader.types.split(), "UINT8")
 
 
 def _static(node: ir.Node, text: str, context: Context) -> bool:
@@ -287,7 +278,7 @@ def _below(node: ir.Node, text: str, context: Context) -> bool:
 
 RULES: dict[str, Rule] = {
     "spatial": _spatial, "constant": _constant, "unused": _unused, "attr": _attribute, "zero-point": _zero_point,
-    "static": _static, "rank": _rank, "einsum-plain": _einsum, "same-activations": _same_activations,
+    "read-by": _read_by, "static": _static, "rank": _rank, "einsum-plain": _einsum, "same-activations": _same_activations,
     "non-negative": _non_negative, "pad-zero-two-axes": _pad, "float-constants": _float_constants, "resize": _resize,
     "below": _below, "padded": lambda _n, _t, _c: False, "never-equal": lambda _n, _t, _c: True,
     "no-strings": lambda _n, _t, _c: True,

@@ -34,6 +34,7 @@ ADVICE = {
     "op": "replace it in the network, or leave this part to the host",
     "opset": "export the network for an older opset",
     "type": "change its element type in the network",
+    "read-by": "quantise to a type that this TensorRT has",
     "constant": "make that input a constant: --static fixes dynamic sizes, which may do it",
     "zero-point": "quantise symmetrically: int8 with zero point 0 (ONNX Runtime: ActivationSymmetric, WeightSymmetric)",
     "static": "fix dynamic sizes: --static",

@@ -45,7 +45,7 @@ def lower_tails(context: Context, raw_heads: bool) -> Tail:
     if len(found) > 1 and not raw_heads:
         return Tail({}, dict.fromkeys(found, "it has several; build with --raw-heads and do this step yourself"), ())
     if not raw_heads and (context.target.rtx or context.target.tensorrt < PLUGINS["EfficientNMS_TRT"]):
-        return Tail({}, dict.fromkeys(found, "no plugin for it here; build with --raw-heads"), ())
+        return Tail({}, dict.fromkeys(found, "TensorRT-RTX has no kernel and no plugin for it: build with --raw-heads"), ())
     after = _downstream(found)
     heads: list[ir.Value] = []
     for node in found:

@@ -7,6 +7,7 @@ import onnx_ir as ir
 from graphprune.backends.tensorrt.legality import schema, type_name
 from graphprune.backends.tensorrt.rewriting import Builder, Values, attribute, given, is_constant
 from graphprune.devices import operator
+from graphprune.devices.tables import typed_by
 
 #: Operators whose result on whole numbers is the same in float32, up to 2^24.
 _EXACT_TEXT = """
@@ -25,8 +26,8 @@ def through_other_type(node: ir.Node, b: Builder) -> Values | None:
     row, at = operator(node.op_type, b.target.tensorrt), schema(node.op_type, b.opset)
     if row is None or at is None or node.op_type not in _EXACT:
         return None
-    index = 1 if node.op_type == "Where" else 0
-    first = node.outputs[0] if node.op_type in ("ConstantOfShape", "EyeLike", "OneHot") else given(node, index)
+    index = typed_by(node.op_type)[0]
+    first = node.outputs[0] if index < 0 else given(node, index)
     dtype = None if first is None else b.facts.dtype(first)
     if dtype not in _WHOLE:
         return None
@@ -41,7 +42,7 @@ def through_other_type(node: ir.Node, b: Builder) -> Values | None:
         return b.op("Cast", b.op("ConstantOfShape", node.inputs[0], value=carried), to=int(dtype))
     inputs: list[ir.Value | None] = []
     formal = [at.inputs[min(i, len(at.inputs) - 1)].type_str for i in range(len(node.inputs))]
-    tied = formal[index] if node.op_type not in ("EyeLike", "OneHot") else at.outputs[0].type_str
+    tied = formal[index] if index >= 0 else at.outputs[0].type_str
     for value, kind in zip(node.inputs, formal, strict=True):
         inputs.append(b.cast(value, carrier) if value is not None and kind == tied else value)
     options = {name: attribute(node, name) for name in node.attributes}
