@@ -147,6 +147,7 @@ def build(
     notes = []
     if data is None:
         notes.append("inputs are synthetic: give --data, so that references and INT8 scales are of real ones")
+    notes += outputs_note(model, lowered.model)
     notes += profile_note(profile)
     notes += overflow_note(verdicts, target)
     notes += sparsity_note(lowered)
@@ -215,6 +216,13 @@ def sparsity_note(lowered: Lowered) -> list[str]:
     if device.sm < SPARSE_SM:
         return [f"{count} layers are 2:4 sparse: no gain on {device.title} (sm_{device.sm}), sparse tensor cores begin at sm_80"]
     return [f"{count} layers are 2:4 sparse: built with --sparsity=enable, TensorRT takes sparse kernels where they are faster"]
+
+
+def outputs_note(source: ir.Model, lowered: ir.Model) -> list[str]:
+    """Outputs that came in place of others."""
+    before, after = ([str(v.name) for v in model.graph.outputs] for model in (source, lowered))
+    new, gone = [n for n in after if n not in before], [n for n in before if n not in after]
+    return [f"the outputs are {', '.join(new)} in place of {', '.join(gone)}"] if new or gone else []
 
 
 def profile_note(profile: command.Profile) -> list[str]:

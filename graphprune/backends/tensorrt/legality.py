@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from graphprune.backends.tensorrt.rewriting import Context, attribute, given, is_constant, used
+from graphprune.backends.tensorrt.rewriting import Context, attribute, given, is_constant, schema, used
 from graphprune.devices import Operator, operator
 from graphprune.devices.tables import first_with, lacking_in_rtx, typed_by
 
@@ -64,16 +64,6 @@ def problem(node: ir.Node, context: Context) -> Problem | None:
 
 def _version(context: Context) -> str:
     return ".".join(map(str, context.target.tensorrt[:2]))
-
-
-@lru_cache(4096)
-def schema(op_type: str, opset: int) -> onnx.defs.OpSchema | None:
-    """ONNX's definition of an operator in an opset."""
-    try:
-        found: onnx.defs.OpSchema = onnx.defs.get_schema(op_type, opset, "")
-    except onnx.defs.SchemaError:
-        return None
-    return None if found.deprecated else found
 
 
 def extra_attributes(node: ir.Node, context: Context) -> tuple[list[str], list[str]]:

@@ -40,6 +40,14 @@ ADVICE = {
     "static": "fix dynamic sizes: --static",
     "pad-zero-two-axes": "--static fixes dynamic sizes, which lets it be lowered; or take JetPack 4.6.1 or later",
 }
+#: What helps whatever the problem is, by operator.
+ADVICE_BY_OPERATOR = {
+    **dict.fromkeys(
+        ("ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul", "DynamicQuantizeLinear"),
+        "quantise in QDQ format (QuantizeLinear and DequantizeLinear), symmetric, or build the floating-point model",
+    ),
+    **dict.fromkeys(("NonZero", "Compress", "Unique"), "cut the graph before it and do this step on the host"),
+}
 
 
 @dataclass
@@ -247,17 +255,7 @@ def _advice(node: ir.Node, failure: Problem) -> str:
     """What to do about a node that is not taken."""
     if node.domain not in ("", "ai.onnx"):
         return "export the network again without ONNX Runtime's own fusions, for plain ONNX"
-    if (
-        node.op_type.startswith("QLinear")
-        or node.op_type.endswith("Integer")
-        or node.op_type == "DynamicQuantizeLinear"
-    ):
-        return (
-            "quantise in QDQ format (QuantizeLinear and DequantizeLinear), symmetric, or build the floating-point model"
-        )
-    if node.op_type in ("NonZero", "Compress", "Unique"):
-        return "cut the graph before it and do this step on the host"
-    return ADVICE.get(failure.kind, "change it in the network")
+    return ADVICE_BY_OPERATOR.get(node.op_type) or ADVICE.get(failure.kind, "change it in the network")
 
 
 def _verdicts(

@@ -9,9 +9,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
 from graphprune.devices import Target
@@ -69,6 +71,22 @@ class Context:
     def opset_of(self, node: ir.Node) -> int:
         """The opset by which a node is to be read."""
         return self.opsets.get(node, self.opset if node in self.made else self.source_opset)
+
+
+@lru_cache(4096)
+def schema(op_type: str, opset: int) -> onnx.defs.OpSchema | None:
+    """ONNX's definition of an operator in an opset."""
+    try:
+        found: onnx.defs.OpSchema = onnx.defs.get_schema(op_type, opset, "")
+    except onnx.defs.SchemaError:
+        return None
+    return None if found.deprecated else found
+
+
+def axes_as_input(op_type: str, opset: int) -> bool:
+    """Whether a reduction reads its axes from an input in an opset; before, they are an attribute."""
+    known = schema(op_type, opset)
+    return known is not None and len(known.inputs) > 1
 
 
 class Builder:
@@ -172,7 +190,7 @@ class Builder:
 
     def reduce(self, op_type: str, value: ir.Value, axes: Sequence[int], keepdims: int = 1) -> ir.Value:
         """A reduction over constant axes."""
-        if self.opset >= (13 if op_type == "ReduceSum" else 18):
+        if axes_as_input(op_type, self.opset):
             return self.op(op_type, value, self.ints(*axes), keepdims=keepdims)
         return self.op(op_type, value, axes=list(axes), keepdims=keepdims)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from graphprune.backends.tensorrt.rewriting import Builder, Values, attribute, lowers, used
+from graphprune.backends.tensorrt.rewriting import Builder, Values, attribute, lowers, schema, used
 
 #: Attributes that hold one number an axis, with what a new first axis gets.
 _PER_AXIS = {"kernel_shape": 1, "strides": 1, "dilations": 1, "output_padding": 0}
@@ -43,8 +43,6 @@ def as_two_dimensional(node: ir.Node, b: Builder) -> Values | None:
 
 def _known_here(op_type: str, attributes: dict[str, Any], b: Builder) -> bool:
     """Leave out what says nothing; False where the target's opset lacks what says something."""
-    from graphprune.backends.tensorrt.legality import schema
-
     to = schema(op_type, b.opset)
     if to is None:
         return False

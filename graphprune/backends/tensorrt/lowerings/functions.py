@@ -7,8 +7,7 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
-from graphprune.backends.tensorrt.legality import schema
-from graphprune.backends.tensorrt.rewriting import Builder, Values
+from graphprune.backends.tensorrt.rewriting import Builder, Values, schema
 
 
 def by_definition(node: ir.Node, b: Builder) -> Values | None:

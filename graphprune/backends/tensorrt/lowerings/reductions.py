@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from graphprune.backends.tensorrt.rewriting import Builder, Values, attribute, given, lowers
+from graphprune.backends.tensorrt.rewriting import Builder, Values, attribute, axes_as_input, given, lowers
 
 REDUCTIONS = (
     "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd",
@@ -31,7 +31,7 @@ def axes_as_attribute(node: ir.Node, b: Builder) -> Values | None:
         if rank is None:
             return None
         axes = list(range(rank))
-    as_input = b.opset >= (13 if node.op_type == "ReduceSum" else 18)
+    as_input = axes_as_input(node.op_type, b.opset)
     if b.context.opset_of(node) == b.opset and as_input == (second is not None):
         return None  # nothing would change
     return b.reduce(node.op_type, x, axes, int(attribute(node, "keepdims", 1)))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from graphprune.backends.tensorrt.legality import schema, type_name
-from graphprune.backends.tensorrt.rewriting import Builder, Values, attribute, given, is_constant
+from graphprune.backends.tensorrt.legality import type_name
+from graphprune.backends.tensorrt.rewriting import Builder, Values, attribute, given, is_constant, schema
 from graphprune.devices import operator
 from graphprune.devices.tables import typed_by
 
