@@ -21,7 +21,7 @@ from graphprune import combine, gradients
 from graphprune.backends import onnx as writer
 from graphprune.backends import openvino
 from graphprune.calibration import samples_for
-from graphprune.errors import GraphPruneError, OutputError, UsageError
+from graphprune.errors import GraphPruneError, OutputError, UsageError, VerificationError
 from graphprune.feeding import feed_size, fitting_feeds, samples_in
 from graphprune.fidelity import compare_outputs
 from graphprune.frontends import factory
@@ -399,10 +399,16 @@ def prune(
     else:
         state = run_state(loaded, chosen, progress)
     result = Result(state)
-    if loaded.torch is not None and not factory.is_factory(source):  # nobody holds the module that a factory made
+    if loaded.torch is not None and factory.is_factory(source):  # nobody holds the module that a factory made
+        from graphprune.backends import inplace
+
+        inplace.check_export(state)
+    elif loaded.torch is not None:
         state.progress("cutting the module", 0.0)
         try:
             result.cut_module(optimizer)
+        except VerificationError:  # the graph is wrong too
+            raise
         except GraphPruneError as error:
             state.note(f"the torch module is left as it was, only result.ir is smaller: {error}")
             result.plan.notes = list(state.notes)

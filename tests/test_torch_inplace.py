@@ -14,6 +14,7 @@ nn = torch.nn
 
 from torch.nn.utils import parametrize  # noqa: E402
 
+from graphprune.errors import VerificationError  # noqa: E402
 from tests.torch_attention import MODULES  # noqa: E402
 from tests.torch_modules import FIXED, Between  # noqa: E402
 from tests.torch_nets import NETS  # noqa: E402
@@ -389,3 +390,26 @@ def test_what_functions_remember_is_free_of_sizes():
         found = source._remembered((2, 5, width), heads)
         assert found == (2, 5, heads, 6) and {type(size) for size in found} == {int}
     assert source._remembered.cache_info().hits
+
+
+class Decides(nn.Module):
+    """Goes by a value of its input, and has its sizes written in: only a trace can take it, and only for one way."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 12), nn.Linear(12, 3)
+
+    def forward(self, x):
+        y = self.a(x).view(6, 3, 4).relu().reshape(6, 12)
+        return self.b(y if x[0, 0] > 2 else -3 * y)
+
+
+def test_a_graph_that_is_not_the_module_is_not_handed_out():
+    """A trace holds one way of a decision: right for the example, wrong for other inputs, and no proof against graphs tells."""
+    torch.manual_seed(0)
+    module, example = Decides(), torch.randn(6, 4).clamp(-1, 1)
+    example[0, 0] = 3
+    before = {key: value.clone() for key, value in module.state_dict().items()}
+    with pytest.raises(VerificationError, match="Decides is not translated rightly by TorchScript.*uncut as it is"):
+        gp.prune(module, example, rate=0.5, scope="group")
+    assert all(torch.equal(value, before[key]) for key, value in module.state_dict().items())

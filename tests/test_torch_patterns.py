@@ -19,7 +19,7 @@ MODES = {"half": False, "exact": True}
 OFTEN = (
     "SelfAttention RotaryAttention LinearAttention MultiheadAttention TransformerEncoder Plain Residual Bottleneck DenseBlock Res2Net "
     "SqueezeExcite GroupedConv TwoGroupCountsOnOneResidual DepthwiseMultiplierTwo GroupedTransposed DictIn DataclassOut KeywordsOnly "
-    "SizesFromShape Dropouts TracedGraph UnevenSplit StridedSlice IndexPermutation ConcatRawInput InstanceNorm GroupNorm LayerNorm Lstm"
+    "SizesFromShape Dropouts TracedGraph UnevenSplit StridedSlice IndexPermutation ConcatRawInput InstanceNorm GroupNorm LayerNorm Lstm LstmProjected Codebook"
 ).split()
 CASES = [
     pytest.param(p, mode, id=f"{name}-{mode}", marks=[] if name in OFTEN and mode == "half" else [pytest.mark.slow])

@@ -29,6 +29,7 @@ from graphprune.frontends.onnx import load
 from graphprune.frontends.torch_bag import without_loops
 from graphprune.frontends.torch_decompose import prepare
 from graphprune.frontends.torch_inputs import Flat, Outputs, outputs_of
+from graphprune.frontends.torch_projected import without_projections
 
 PREFIX = "module."
 #: Bytes of weights that a trace by TorchScript may copy.
@@ -277,7 +278,7 @@ def convert(program: Any) -> ir.Model:
     The exporter decomposes every program first, which traces it once more and takes half of the time. Most programs hold
     only operators that it knows, and nothing is decomposed then: such a program is handed back as it is.
     """
-    program = without_loops(program)
+    program = without_projections(without_loops(program))
     thorough = program.run_decompositions
 
     def decompose(table: Any = None, **options: Any) -> Any:

@@ -45,13 +45,17 @@ def reduce(view: OpView) -> list[Axes | None]:
     if axes is None:
         view.freeze_inputs(f"axes of {name} are computed when it runs", [0])
         return view.frozen_outputs()
+    masked = view.is_parameter(0)  # sums of a table's rows, read beside data: masked as the table is
+    if masked:
+        view.weight(0, "gain")
     out: Axes = []
     for i, axis in enumerate(x):
+        zero = axis.zero or masked
         if i not in axes:
             keeps = name not in ("ReduceLogSum", "ReduceLogSumExp")
-            out.append(Axis(axis.rows, axis.zero and keeps, axis.places))
+            out.append(Axis(axis.rows, zero and keeps, axis.places))
             continue
-        if not (name in ZERO_SAFE and axis.zero):
+        if not (name in ZERO_SAFE and zero):
             view.inexact(axis, f"is reduced by {name}")
         if view.attr("keepdims", 1):
             out.append(view.frozen(1))

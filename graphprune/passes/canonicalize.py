@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,15 +9,13 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from graphprune.calibration import evaluate_parameter
-from graphprune.coupler import subgraphs
 from graphprune.cut import set_weight
+from graphprune.folding import FOLDED, FOLDED_OF_MODULES, fold_constants
 from graphprune.ops.movement import atoms
 from graphprune.ops.traits import idle_addend
 from graphprune.passes.base import Kind, Pass, State
 from graphprune.passes.couple import probe
 from graphprune.plan import DERIVED
-from graphprune.rules import rule_for
 
 
 @dataclass(frozen=True)
@@ -87,46 +84,6 @@ def drop_idle_addends(model: ir.Model) -> None:
         if index is not None:
             node.replace_input_with(index, None)
             node.resize_inputs(index)
-
-
-#: Families of ops that look across the axes of what they are given.
-FOLDED = ("linear", "reduce")
-#: Those of a torch module: learned queries that pass through layers are layers' inputs there, not weights, and the
-#: layers that only they pass through stay, to be cut and trained.
-FOLDED_OF_MODULES = ("reduce",)
-#: Results larger than this many elements are left to be computed.
-LARGEST = 1 << 24
-
-
-def fold_constants(model: ir.Model, families: Collection[str] = FOLDED) -> int:
-    """Compute in advance what looks across the axes of parameters: norms of weight normalisation, tables.
-
-    What constants alone make is part of the trained network: it must not change when some of what it was
-    made from is cut. The result gets no entry in plans, since it is no tensor of the file.
-    """
-    parameters: set[ir.Value] = set()
-    folded = 0
-    for node in tuple(model.graph):
-        if not all(v is None or v.const_value is not None or v in parameters for v in node.inputs) or not node.inputs:
-            continue
-        rule = rule_for(node)
-        if rule is None or subgraphs(node) or rule.family in ("frozen", "control"):
-            continue
-        parameters.update(node.outputs)
-        if rule.family not in FOLDED:
-            continue
-        for value in node.outputs:
-            array = None if value.is_graph_output() or not value.uses() else evaluate_parameter(model, value)
-            # A single number made of parameters is a norm in every family: spectral norm's is a product.
-            if array is None or array.size > (LARGEST if rule.family in families else 1):
-                continue
-            constant = ir.Value(name=f"{value.name}_folded")
-            set_weight(constant, ir.Tensor(array, name=constant.name))
-            constant.meta[DERIVED] = True
-            model.graph.register_initializer(constant)
-            value.replace_all_uses_with(constant)
-            folded += 1
-    return folded
 
 
 def _chain(last: ir.Node) -> tuple[ir.Node, ir.Node] | None:

@@ -36,7 +36,8 @@ recurrent("LstmBidirectional", "LSTM", 24, "rnn.weight_ih_l0_reverse out", batch
 recurrent("LstmStacked", "LSTM", 12, "pre rnn.weight_hh_l0 rnn.weight_ih_l1 out", num_layers=2, batch_first=True)
 recurrent("LstmStackedBidirectional", "LSTM", 24, "rnn.weight_ih_l1_reverse out", num_layers=2, bidirectional=True)
 # Its translation to ONNX is no valid LSTM: the axis is frozen, nothing is left.
-recurrent("LstmProjected", "LSTM", 8, "", "nothing is prunable", batch_first=True, proj_size=8)
+recurrent("LstmProjected", "LSTM", 8, "pre rnn.weight_ih_l0 rnn.weight_hr_l0 out", batch_first=True, proj_size=8)
+recurrent("LstmProjectedBidirectional", "LSTM", 12, "rnn.weight_hr_l1_reverse out", num_layers=2, bidirectional=True, proj_size=6)
 recurrent("LstmNoBias", "LSTM", 12, "rnn.weight_ih_l0 out", batch_first=True, bias=False)
 recurrent("Gru", "GRU", 12, "pre rnn.weight_ih_l0 out", batch_first=True)
 recurrent("GruBidirectional", "GRU", 24, "pre rnn.weight_ih_l0 out", num_layers=2, bidirectional=True)
@@ -251,3 +252,17 @@ class GraphConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.w2(self.adjacency @ F.relu(self.w1(self.adjacency @ x)))
+
+
+@pattern(SERIES, (1, 2, 8), (1, 2, 12), cut="pre rnn.weight_ih_l0", batch=False, inexact=True)
+class LstmProjectedWithStates(nn.Module):
+    """States come in and go out: hidden units are the caller's cells, projected ones the caller's too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pre, self.out = nn.Linear(6, 10), nn.Linear(8, 4)
+        self.rnn = nn.LSTM(10, 12, batch_first=True, proj_size=8)
+
+    def forward(self, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        y, (h, c) = self.rnn(torch.relu(self.pre(x)), (h, c))
+        return self.out(y), h, c

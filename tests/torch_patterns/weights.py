@@ -182,3 +182,44 @@ class LowRankMerged(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.out(F.relu(F.linear(x, self.weight + 0.5 * (self.b @ self.a))))
+
+
+@pattern(IMAGE, cut="a codes b")
+class Codebook(nn.Module):
+    """The nearest of several codes, by ``|x|^2 - 2 x.c + |c|^2``: the codes' own lengths are read beside data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = conv(3, 12), conv(12, 4)
+        self.codes = nn.Buffer(torch.randn(9, 12) * 0.3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.a(x).permute(0, 2, 3, 1)
+        distances = x.pow(2).sum(-1, keepdim=True) - 2 * x @ self.codes.t() + self.codes.pow(2).sum(-1)
+        nearest = distances.argmin(-1)
+        return self.b(F.embedding(nearest, self.codes).permute(0, 3, 1, 2)), nearest
+
+
+@pattern(ROWS, cut="a w")
+class CosineHead(nn.Module):
+    """Cosines with one vector a class, the lengths divided out at the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.w = nn.Linear(10, 16), nn.Parameter(torch.randn(5, 16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.a(x))
+        return x @ self.w.t() / (x.norm(dim=-1, keepdim=True) * self.w.norm(dim=-1) + 1e-6)
+
+
+@pattern(ROWS, cut="a tokens out")
+class MeanOfTokens(nn.Module):
+    """A bare parameter averaged over its rows is added to the features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.tokens, self.out = nn.Linear(10, 16), nn.Parameter(torch.randn(6, 16)), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(F.relu(self.a(x) + self.tokens.mean(0)))

@@ -9,15 +9,16 @@ import onnx_ir as ir
 
 from graphprune.backends.inplace.cutting import cut_in_place, proof_of
 from graphprune.backends.inplace.graph import CutGraph, graph_module
+from graphprune.backends.inplace.proof import Proof
 from graphprune.backends.inplace.saved import load, stage
 from graphprune.backends.inplace.solve import Declined
 from graphprune.backends.torch import to_module
-from graphprune.errors import GraphPruneError
+from graphprune.errors import GraphPruneError, VerificationError
 from graphprune.frontends.torch import load_module
 from graphprune.passes.base import State
 from graphprune.replay import replay
 
-__all__ = ["CutGraph", "Declined", "cut_in_place", "cut_module", "load", "stage"]
+__all__ = ["CutGraph", "Declined", "check_export", "cut_in_place", "cut_module", "load", "stage"]
 
 
 def cut_module(state: State, optimizer: Any = None) -> Any:
@@ -64,6 +65,7 @@ def fall_back(state: State, reason: str) -> tuple[Any, bool]:
         state.note("an ExportedProgram has no code to keep: result.module is a graph")
         return to_module(state.cut), False
     proof = proof_of(state)
+    check_export(state, proof)
     result = proof.call(source.module).run()
     wanted = proof.wanted(state.cut)
     for cut in (open_batch(state), state.cut):
@@ -81,6 +83,32 @@ def fall_back(state: State, reason: str) -> tuple[Any, bool]:
         return module, is_open
     told = " ".join(f"{type(failed).__name__}: {failed}".split())
     raise GraphPruneError(f"neither the module ({reason}) nor its graph ({told}) could be cut; use result.ir")
+
+
+def check_export(state: State, proof: Proof | None = None) -> None:
+    """Prove that the graph, before anything is cut, computes what the module does.
+
+    A module that was cut in place has shown that by what it gives. A graph in its place has only been compared with
+    graphs, and what was wrong with the translation is wrong in all of them.
+
+    Raises
+    ------
+    VerificationError
+        It does not: torch's exporter translated the module wrongly.
+    """
+    source = state.loaded.torch
+    if source is None or source.module is None:
+        return
+    proof = proof_of(state) if proof is None else proof
+    try:
+        proof.check(source.module, proof.wanted(state.model), state.model)
+    except Declined as error:
+        told = str(error).replace("the cut graph's", "that of the graph which torch's exporter made of it")
+        way = "" if source.exported is not None else " by TorchScript, which holds what was decided for the example inputs"
+        raise VerificationError(
+            f"{type(source.module).__name__} is not translated rightly{way}: uncut as it is, {told}. Nothing was cut. Give "
+            "example inputs like those that it will run on, or pass a torch.export.ExportedProgram of your own"
+        ) from error
 
 
 def open_batch(state: State) -> ir.Model | None:
