@@ -410,6 +410,6 @@ def test_a_graph_that_is_not_the_module_is_not_handed_out():
     module, example = Decides(), torch.randn(6, 4).clamp(-1, 1)
     example[0, 0] = 3
     before = {key: value.clone() for key, value in module.state_dict().items()}
-    with pytest.raises(VerificationError, match="Decides is not translated rightly by TorchScript.*uncut as it is"):
+    with pytest.raises(VerificationError, match=r"Decides is not translated rightly by TorchScript.*uncut as it is"):
         gp.prune(module, example, rate=0.5, scope="group")
     assert all(torch.equal(value, before[key]) for key, value in module.state_dict().items())
