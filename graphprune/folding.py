@@ -12,6 +12,9 @@ from graphprune.cut import set_weight
 from graphprune.plan import DERIVED
 from graphprune.rules import rule_for
 
+MADE_FROM = "graphprune.made_from"
+"""Key in ``Value.meta`` of a constant computed in advance: names of the weights that it was made from."""
+
 #: Families of ops that look across the axes of what they are given.
 FOLDED = ("linear", "reduce")
 #: Those of a torch module: learned queries that pass through layers are layers' inputs there, not weights, and the
@@ -46,6 +49,7 @@ def fold_constants(model: ir.Model, families: Collection[str] = FOLDED) -> int:
             constant = ir.Value(name=f"{value.name}_folded")
             set_weight(constant, ir.Tensor(array, name=constant.name))
             constant.meta[DERIVED] = True
+            constant.meta[MADE_FROM] = tuple(str(source.name) for source in made_from[value])
             model.graph.register_initializer(constant)
             value.replace_all_uses_with(constant)
             folded += 1

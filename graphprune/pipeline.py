@@ -400,9 +400,9 @@ def prune(
         state = run_state(loaded, chosen, progress)
     result = Result(state)
     if loaded.torch is not None and factory.is_factory(source):  # nobody holds the module that a factory made
-        from graphprune.backends import inplace
+        from graphprune.backends.inplace import check_export
 
-        inplace.check_export(state)
+        check_export(state)
     elif loaded.torch is not None:
         state.progress("cutting the module", 0.0)
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,11 +10,13 @@ import onnx_ir as ir
 
 from graphprune.backends.inplace.cutting import cut_in_place, proof_of
 from graphprune.backends.inplace.graph import CutGraph, graph_module
-from graphprune.backends.inplace.proof import Proof
+from graphprune.backends.inplace.masked import masked
+from graphprune.backends.inplace.proof import Arrays, Proof
 from graphprune.backends.inplace.saved import load, stage
 from graphprune.backends.inplace.solve import Declined
 from graphprune.backends.torch import to_module
 from graphprune.errors import GraphPruneError, VerificationError
+from graphprune.folding import MADE_FROM
 from graphprune.frontends.torch import load_module
 from graphprune.passes.base import State
 from graphprune.replay import replay
@@ -77,6 +80,7 @@ def fall_back(state: State, reason: str) -> tuple[Any, bool]:
         except Exception as error:  # of torch's, of any kind; the graph for the example's own sizes is tried next
             failed = error
             continue
+        check_masked(state, proof, wanted)
         is_open = cut is not state.cut
         what = "" if is_open else "; it takes the example's batch size only"
         state.note(f"the module's own code does not allow the cut, result.module is a graph{what}. {reason}")
@@ -109,6 +113,39 @@ def check_export(state: State, proof: Proof | None = None) -> None:
             f"{type(source.module).__name__} is not translated rightly{way}: uncut as it is, {told}. Nothing was cut. Give "
             "example inputs like those that it will run on, or pass a torch.export.ExportedProgram of your own"
         ) from error
+
+
+def check_masked(state: State, proof: Proof, wanted: Sequence[Arrays]) -> None:
+    """Prove a cut graph against the module itself, with what was removed made zero in its own tensors.
+
+    The graph has been proved against its own masked original, which is another where a translation loses what a number was
+    made from. Nothing is compared where units are inexact (zeros are seen there), where weights were fitted anew, or where
+    the module's own code makes a weight from a tensor that is cut.
+
+    Raises
+    ------
+    VerificationError
+        They differ.
+    """
+    source, plan = state.loaded.torch, state.plan
+    assert source is not None and plan is not None and state.cut is not None and state.rewriter is not None
+    if plan.verify["inexact_units"] or plan.recovery.get("used"):
+        return
+    folded = {name for v in state.rewriter.source.graph.initializers.values() for made in v.meta.get(MADE_FROM, ())
+              for name in source.names(made)}  # fmt: skip
+    for buffers in (True, False):
+        with masked(source.module, plan.tensors, buffers) as parts:
+            if folded & plan.tensors.keys() - parts:
+                return
+            try:
+                proof.check(source.module, wanted, state.cut)
+                return
+            except Declined as error:
+                failed = error
+    raise VerificationError(
+        f"the graph that stands for {type(source.module).__name__} does not equal its masked original: {failed}. Nothing was "
+        "cut. Please report this module; keep= goes round the layer"
+    ) from failed
 
 
 def open_batch(state: State) -> ir.Model | None:

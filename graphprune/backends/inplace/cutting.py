@@ -106,7 +106,8 @@ def proof_of(state: State) -> Proof:
     names = [str(value.name) for value in state.model.graph.inputs]
     tolerance = max(tolerance_of(state.model), 1e-4)
     light = state.before is None or state.before.macs <= HEAVY
-    return Proof.of(source.module, source.args, source.kwargs, names, tolerance, twice=light)
+    found = Proof.of(source.module, source.args, source.kwargs, names, tolerance, twice=light)
+    return found if source.module is None else found.taken_by(source.module)
 
 
 def _solve(

@@ -45,6 +45,15 @@ class Proof:
         own = [tensor.detach() for tensor in flat.tensors]
         return cls(flat, names, tolerance, [own, others(own)] if twice else [own])
 
+    def taken_by(self, module: torch.nn.Module) -> Proof:
+        """Without a second input that the source itself does not take: ids of boxes that make no box, say."""
+        if len(self.inputs) > 1:
+            try:
+                self.call(module, 1).run()
+            except Exception:
+                del self.inputs[1:]
+        return self
+
     def call(self, module: torch.nn.Module, number: int = 0) -> Call:
         """A call with one of the inputs, each time with copies of its own."""
         return Call(module, lambda: self.flat.rebuild([tensor.clone() for tensor in self.inputs[number]]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -177,17 +177,25 @@ def computed_weights(module: torch.nn.Module, entries: Entries) -> list[tuple[to
         (module, name of the computed weight, its kept slices).
     """
     found = []
+    for one, name, _, entry in computed_parts(module, entries):
+        with torch.no_grad():
+            weight = getattr(one, name).detach()
+            takes = [(int(axis), np.asarray(kept, np.int64)) for axis, kept in entry["kept"].items()]
+            found.append((one, name, taken(weight, takes)))
+    return found
+
+
+def computed_parts(
+    module: torch.nn.Module, entries: Entries
+) -> Iterator[tuple[torch.nn.Module, str, list[str], Mapping[str, Any]]]:
+    """Computed weights that a plan cuts: module, name, full names of what it is computed from, and the plan's entry."""
     for prefix, one in module.named_modules():
         dot = f"{prefix}." if prefix else ""
         for name, shape, parts in _computed(one):
-            entry = next((e for key in parts if (e := entries.get(dot + key)) and tuple(e["shape"]) == shape), None)
-            if entry is None:
-                continue
-            with torch.no_grad():
-                weight = getattr(one, name).detach()
-                takes = [(int(axis), np.asarray(kept, np.int64)) for axis, kept in entry["kept"].items()]
-                found.append((one, name, taken(weight, takes)))
-    return found
+            keys = [dot + key for key in parts]
+            entry = next((e for key in keys if (e := entries.get(key)) and tuple(e["shape"]) == shape), None)
+            if entry is not None:
+                yield one, name, keys, entry
 
 
 def _computed(module: torch.nn.Module) -> list[tuple[str, tuple[int, ...], list[str]]]:
