@@ -150,6 +150,9 @@ NETS: dict[str, onnx.ModelProto] = {
         17, "(float[N, 3, H, 8] x) => (float y)", "r = Squeeze(x) p = Pad(r, a) f = Reshape(p, flat) y = Mul(f, f)",
         a=np.array([1, 0, 0, 0, 2, 0]), flat=np.array([-1]),
     ),
+    "window-over-everything": net(
+        18, "(float[1, 3, 5, 7] x) => (float y)", "y = AveragePool<kernel_shape=[640, 640], strides=[640, 640], ceil_mode=1, count_include_pad=1>(x)",
+    ),
     "scatter": net(
         16, "(float[4, 5, H] x, float[2, 3, H] u, float[4, 5] e, float[3, 2] v, float[2, 1] w) => (float y, float z, float q)",
         "y = ScatterND(x, i, u) z = ScatterElements<axis=-1>(e, j, v) n = ScatterND(e, k, w) q = Add(n, e)",

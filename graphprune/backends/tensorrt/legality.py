@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -259,6 +260,11 @@ def _resize(node: ir.Node, _text: str, _context: Context) -> bool:
     return attribute(node, "coordinate_transformation_mode", "half_pixel") in RESIZE_COORDINATES
 
 
+def _window_below(node: ir.Node, text: str, _context: Context) -> bool:
+    window = attribute(node, "kernel_shape") or ()
+    return len(window) != 2 or math.prod(window) < int(text)
+
+
 def _below(node: ir.Node, text: str, context: Context) -> bool:
     index, limit = map(int, text.split(":"))
     value = given(node, index)
@@ -270,7 +276,7 @@ RULES: dict[str, Rule] = {
     "spatial": _spatial, "constant": _constant, "unused": _unused, "attr": _attribute, "zero-point": _zero_point,
     "read-by": _read_by, "static": _static, "rank": _rank, "einsum-plain": _einsum, "same-activations": _same_activations,
     "non-negative": _non_negative, "pad-zero-two-axes": _pad, "float-constants": _float_constants, "resize": _resize,
-    "below": _below, "padded": lambda _n, _t, _c: False, "never-equal": lambda _n, _t, _c: True,
+    "below": _below, "window-below": _window_below, "padded": lambda _n, _t, _c: False, "never-equal": lambda _n, _t, _c: True,
     "no-strings": lambda _n, _t, _c: True,
 }  # fmt: skip
 

@@ -41,6 +41,20 @@ def as_two_dimensional(node: ir.Node, b: Builder) -> Values | None:
     return b.squeeze(b.op(node.op_type, *inputs, **attributes), 2)
 
 
+@lowers("AveragePool", "MaxPool")
+def over_everything(node: ir.Node, b: Builder) -> Values | None:
+    """The mean or the largest of all, where the window reaches over all."""
+    x, window = node.inputs[0], attribute(node, "kernel_shape") or []
+    assert x is not None
+    before, after = b.shape(x), b.shape(node.outputs[0])
+    if before is None or after is None or used(node, 1) or any(attribute(node, "pads") or ()):
+        return None
+    if any(size != 1 for size in after[2:]) or any(w < n for w, n in zip(window, before[2:], strict=True)):
+        return None
+    # Nothing is padded, so what the window holds beyond the end (ceil_mode) counts for neither.
+    return b.op(f"Global{node.op_type}", x)
+
+
 def _known_here(op_type: str, attributes: dict[str, Any], b: Builder) -> bool:
     """Leave out what says nothing; False where the target's opset lacks what says something."""
     to = schema(op_type, b.opset)
