@@ -32,6 +32,7 @@ WEIGHT_SLOTS: dict[str, tuple[int, ...]] = {
     "TransposeMatMul": (0, 1),
     "Einsum": (0, 1, 2, 3),
     "LSTM": (1, 2, 3, 7),
+    "DynamicQuantizeLSTM": (1, 2, 3, 7),
     "GRU": (1, 2, 3),
     "RNN": (1, 2, 3),
     "BatchNormalization": (1, 2),
@@ -60,11 +61,11 @@ WEIGHT_SLOTS: dict[str, tuple[int, ...]] = {
 }
 CONTRIB_ATTENTION = {"Attention": (1, 2), "QAttention": (1, 2)}  # com.microsoft: weights are inputs
 CONV_WEIGHTS = {"Conv": 1, "ConvTranspose": 1, "DeformConv": 1, "FusedConv": 1, "QLinearConv": 3, "ConvInteger": 1}
-RECURRENT = {"LSTM", "GRU", "RNN"}
+RECURRENT = {"LSTM", "GRU", "RNN", "DynamicQuantizeLSTM"}
 LINEAR = {"Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum", "FusedMatMul", "DeformConv", "FusedConv",
           "ConvInteger", "MatMulInteger"}  # fmt: skip
 # A constant added behind these is still the bias of the linear operator before them.
-CARRIERS = {"Cast", "Mul", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Identity"}
+CARRIERS = {"Cast", "Mul", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Identity", "Slice"}
 # What stands for zero in a quantised weight: the input that carries the zero point, and the channel axis.
 ZERO_POINT: dict[tuple[str, int], tuple[int, int]] = {
     ("QLinearConv", 3): (5, 0),
