@@ -86,7 +86,8 @@ def reads(node: ir.Node) -> tuple[list[ir.Value], list[ir.Value]]:
         graph = stack.pop()
         own.update(graph.inputs)
         own.update(graph.initializers.values())
-        constants.update((v, None) for v in graph.initializers.values() if is_hoisted(v))
+        # One that nobody reads any more (a masked weight) is gone before the runtime would take its data.
+        constants.update((v, None) for v in graph.initializers.values() if is_hoisted(v) and v.uses())
         taken.extend(graph.outputs)
         for inner in graph:
             own.update(inner.outputs)

@@ -56,7 +56,13 @@ class Verify(Pass):
             try:
                 run_all(state.model, feeds)
             except ModelError as before:
-                raise ModelError(f"the model does not run, cut or uncut, so nothing can be proved: {before}") from error
+                advice = "" if state.options.data is not None else (
+                    ". It was given made-up inputs, which may not be what it takes: give samples with --data (an .npz, arrays by "
+                    "input name), or sizes with --shape NAME=1x3x224x224"
+                )  # fmt: skip
+                raise ModelError(
+                    f"the model does not run, cut or uncut, so nothing can be proved: {before}{advice}"
+                ) from error
             raise VerificationError(f"the cut model does not run: {error}. Nothing was written") from error
         allowed = self.tolerance if self.tolerance is not None else tolerance_of(state.model)
         state.plan.verify.update(max_rel_error=worst, passed=worst <= allowed, tolerance=allowed, samples=len(feeds))

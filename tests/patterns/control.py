@@ -31,6 +31,19 @@ def if_branches_with_convs() -> ModelProto:
     return g.model()
 
 
+@pattern("a.w:0 t1.w:0,1 t2.w:1 b.w:0,1")
+def if_branch_with_large_weights() -> ModelProto:
+    """Weights of a branch that are too large to be written into a session's model: their masked forms take their place."""
+    g = Net()
+    x = g.cbr(g.x("N", 3, 6, 6), "a", 24, 3)
+    s, e = g.body(), g.body()
+    _typed(s, s.conv(s.Relu(s.conv(x, "t1", 32, 24)), "t2", 24, 32), "N", 24, 6, 6)
+    _typed(e, e.Tanh(x), "N", 24, 6, 6)
+    x = g.If(g.x(name="flag", dtype=BOOL), then_branch=s.graph("t"), else_branch=e.graph("e"))
+    g.head(g.cbr(x, "b", 10, 24), 10, dtype=F32, shape=["N", 5])
+    return g.model()
+
+
 @pattern("a.w:0 b.w:0,1")
 def if_with_outer_scope_weights() -> ModelProto:
     """Both branches use one outer kernel; one of them adds an activation."""
