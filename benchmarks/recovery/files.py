@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +32,14 @@ def read(path: Path) -> dict[str, Any]:
 def note(path: Path, name: str, entry: dict[str, Any]) -> None:
     """Put ``entry`` under ``name`` into the JSON file ``path``: whole even if the run is stopped, by several runs in turn."""
     part = path.with_suffix(".part")
-    with path.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
         entries = read(path) | {name: entry}
         part.write_text(json.dumps(entries, indent=1) + "\n")
         part.replace(path)
+    finally:
+        os.close(folder)
 
 
 def logits(model: str | Path | bytes, images: NDArray[np.float32], threads: int = 1, batch: int = 500) -> NDArray[np.float32]:
