@@ -19,9 +19,13 @@ from tests.tensorrt_nets import NETS, net
 needs_rtx = pytest.mark.skipif(not tensorrt_rtx.installed(), reason="TensorRT-RTX is not installed (graphprune[trt-rtx])")
 
 
+#: A plugin that TensorRT-RTX lacks; a Squeeze whose result has a rank only once sizes are fed, which no parser waits for.
+NOT_FOR_IT = {"detector", "pad-of-unknown-rank"}
+
+
 @needs_rtx
 @pytest.mark.parametrize("key", ["8.2"])
-@pytest.mark.parametrize("name", [n for n in NETS if n != "detector"])
+@pytest.mark.parametrize("name", [n for n in NETS if n not in NOT_FOR_IT])
 def test_lowered_models_parse_and_build(name: str, key: str, tmp_path: Path) -> None:
     target = resolve("agx-xavier", jetpack="4.6.1") if key == "8.2" else resolve("agx-orin", jetpack="6.2")
     path = writer.save(lower(load(NETS[name]).model, target).model, tmp_path / "model.onnx")[0]
