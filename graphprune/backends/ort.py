@@ -291,7 +291,7 @@ class Runner:
             options.intra_op_num_threads = self._threads
         # An arena keeps the largest activations of every piece, a second packed copy doubles the weights.
         held = sum(p.cost for p in self._pieces)
-        if chunked or held > self._limits[0] // 4:
+        if chunked or held > self._limits[0] // 8:
             options.enable_cpu_mem_arena = False
             options.add_session_config_entry("session.disable_prepacking", "1")
         return options

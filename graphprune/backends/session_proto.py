@@ -26,6 +26,8 @@ Types = Mapping[ir.DataType, ir.DataType]
 # Old enough for every supported runtime. What later versions added (device placement, more metadata) is not
 # copied, and element types are checked by the operators, not by this number.
 _IR_VERSION = 10
+# The runtime's own operators; its product takes a turned matrix as it lies.
+_FUSED_DOMAIN = "com.microsoft"
 # Attributes that hold an element type.
 _TYPE_ATTRIBUTES = frozenset(["to", "dtype", "output_dtype", "output_datatype", "softmax_precision", "stash_type"])
 
@@ -121,8 +123,9 @@ class SessionWriter:
         proto = onnx.ModelProto(ir_version=_IR_VERSION, producer_name="graphprune")
         imports = dict(self._model.graph.opset_imports)
         imports.setdefault("", onnx.defs.onnx_opset_version())
+        turned = self._turned(nodes, outputs)
         for node in nodes:
-            imports.setdefault(node.domain, 1)
+            imports.setdefault(_FUSED_DOMAIN if node in turned else node.domain, 1)
         proto.opset_import.extend(onnx.OperatorSetIdProto(domain=d, version=v) for d, v in imports.items())
         proto.functions.extend(ir.serde.serialize_function(f) for f in self._model.functions.values())
         graph = proto.graph
@@ -140,8 +143,36 @@ class SessionWriter:
                 graph.input.append(onnx.ValueInfoProto(name=self.name(value), type=kind))
             else:
                 self._declaration(graph, value)
-        graph.node.extend(self._node(node) for node in nodes)
+        idle = {node for node in turned.values() if all(use in turned for use, _ in node.outputs[0].uses())}
+        for node in nodes:
+            if node not in idle:
+                graph.node.append(self._fused(node, turned[node]) if node in turned else self._node(node))
         graph.output.extend(onnx.ValueInfoProto(name=self.name(v)) for v in outputs)
+        return proto
+
+    def _turned(self, nodes: Sequence[ir.Node], outputs: Sequence[ir.Value]) -> dict[ir.Node, ir.Node]:
+        """Products with a turned weight -> the Transpose: left alone, the runtime turns it in every run, or keeps a copy."""
+        found: dict[ir.Node, ir.Node] = {}
+        inside, kept = set(nodes), set(outputs)
+        for node in nodes:
+            if node.op_type != "MatMul" or node.domain or (right := node.inputs[1]) is None:
+                continue
+            turn = right.producer()
+            if turn is None or turn not in inside or right in kept or turn.op_type != "Transpose" or turn.domain:
+                continue
+            weight = turn.inputs[0]
+            if weight is None or (tensor := constant_tensor(weight)) is None or len(tensor.shape) != 2:
+                continue
+            if self.type(tensor.dtype) == ir.DataType.FLOAT and tuple(turn.attributes.get_ints("perm", (1, 0))) == (1, 0):
+                found[node] = turn
+        return found
+
+    def _fused(self, node: ir.Node, turn: ir.Node) -> onnx.NodeProto:
+        proto = self._node(node)
+        weight = turn.inputs[0]
+        assert weight is not None
+        proto.op_type, proto.domain, proto.input[1] = "FusedMatMul", _FUSED_DOMAIN, self.name(weight)
+        proto.attribute.append(onnx.helper.make_attribute("transB", 1))
         return proto
 
     def _declaration(self, graph: onnx.GraphProto, value: ir.Value) -> None:

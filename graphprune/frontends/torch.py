@@ -11,8 +11,6 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import ml_dtypes
-import numpy as np
 import onnx_ir as ir
 import torch
 
@@ -20,7 +18,7 @@ from graphprune import shapes
 from graphprune.errors import ExportError, UsageError
 from graphprune.frontends.onnx import SOURCE_FILES, Loaded, load
 from graphprune.frontends.onnx_normal import normalize
-from graphprune.frontends.torch_export import PREFIX, Export, convert, export, quiet
+from graphprune.frontends.torch_export import PREFIX, Export, array_of, convert, export, quiet, tensor_of
 from graphprune.frontends.torch_inputs import Flat, Outputs, call_of, flatten
 from graphprune.frontends.torch_source import SCOPE, TRACE, TorchSource
 from graphprune.plan import DERIVED, TRAINED
@@ -180,7 +178,7 @@ def _loaded(
         module=module, args=call[0], kwargs=call[1], aliases=aliases,
         parameters=frozenset(n for n in used if n in parameters),
         buffers=frozenset(n for n in used if n not in parameters),
-        feed={name: _array(tensor) for name, tensor in zip(names, inputs, strict=False)},
+        feed={name: array_of(tensor) for name, tensor in zip(names, inputs, strict=False)},
         exported=result.exported, prefix=prefix, notes=tuple(result.notes),
     )  # fmt: skip
     size = sum(t.numel() * t.element_size() for t in {id(t): t for t in tensors.values()}.values())
@@ -207,23 +205,11 @@ def _own_weights(model: ir.Model, tensors: Mapping[str, torch.Tensor], prefix: s
         if name not in tensors:
             continue
         value.name = name
-        tensor = _tensor(tensors[name], name)
+        tensor = tensor_of(tensors[name], name)
         if value.const_value is not None and tuple(value.const_value.shape) == tuple(tensor.shape):
             value.const_value = tensor
             owned.add(name)
     return owned
-
-
-def _array(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
-    """A tensor as numpy sees it, in its own memory where that is the processor's."""
-    tensor = tensor.detach().cpu().resolve_conj().resolve_neg()
-    narrow = tensor.dtype == torch.bfloat16
-    array: np.ndarray[Any, Any] = (tensor.view(torch.uint16) if narrow else tensor).numpy()
-    return array.view(ml_dtypes.bfloat16) if narrow else array
-
-
-def _tensor(tensor: torch.Tensor, name: str) -> ir.TensorProtocol:
-    return ir.Tensor(_array(tensor), name=name)
 
 
 def _name_ends(model: ir.Model, names: list[str], outputs: Outputs | None, prefix: str) -> list[str]:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -25,6 +26,7 @@ import torch
 from torch.nn.utils import parametrize
 
 from graphprune.errors import ExportError
+from graphprune.frontends.aten import Unknown, translate
 from graphprune.frontends.onnx import load
 from graphprune.frontends.torch_bag import without_loops
 from graphprune.frontends.torch_decompose import prepare
@@ -275,9 +277,14 @@ def _restore_inputs(model: ir.Model, flat: Flat) -> None:
 def convert(program: Any) -> ir.Model:
     """An ExportedProgram as an IR model, weights shared.
 
-    The exporter decomposes every program first, which traces it once more and takes half of the time. Most programs hold
-    only operators that it knows, and nothing is decomposed then: such a program is handed back as it is.
+    Common operators are written by :mod:`graphprune.frontends.aten`, programs with any other by torch's exporter. That
+    decomposes every program first, which traces it once more and takes half of the time. Most programs hold only
+    operators that it knows, and nothing is decomposed then: such a program is handed back as it is.
     """
+    try:
+        return translate(program, tensor_of)
+    except Unknown:
+        pass
     program = without_projections(without_loops(program))
     thorough = program.run_decompositions
 
@@ -296,6 +303,19 @@ def convert(program: Any) -> ir.Model:
         return _written(program)
     finally:
         vars(program).pop("run_decompositions", None)
+
+
+def array_of(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
+    """A tensor as numpy sees it, in its own memory where that is the processor's."""
+    tensor = tensor.detach().cpu().resolve_conj().resolve_neg()
+    narrow = tensor.dtype == torch.bfloat16
+    array: np.ndarray[Any, Any] = (tensor.view(torch.uint16) if narrow else tensor).numpy()
+    return array.view(ml_dtypes.bfloat16) if narrow else array
+
+
+def tensor_of(tensor: torch.Tensor, name: str) -> ir.TensorProtocol:
+    """A tensor as the contents of an initializer, in its own memory where that is the processor's."""
+    return ir.Tensor(array_of(tensor), name=name)
 
 
 def _written(program: Any) -> ir.Model:

@@ -116,6 +116,8 @@ class State:
     #: What is delivered where the cut was quantised: ``cut`` stays in floating point.
     quantised: ir.Model | None = None
     stages: Stages | None = None
+    #: The first input that the cut was proved on, and what the cut model gave for it, before any recovery.
+    proved: tuple[Mapping[str, NDArray[Any]], Mapping[str, NDArray[Any]]] | None = None
     _samples: Samples | None = None
     _statistics: Statistics | None = None
 

@@ -44,7 +44,9 @@ class Canonicalize(Pass):
                 if name not in state.model.graph.initializers and users[name]:
                     state.folded.append((value, users[name][0]))
         state.facts = probe(state)
-        if sum([self._shuffles(state, graph) for graph in state.model.graphs()]):
+        # A module's own code goes on dividing its channels as written; any other order would take a graph in its place.
+        graphs = state.model.graphs() if state.loaded.torch is None else ()
+        if sum([self._shuffles(state, graph) for graph in graphs]):
             RemoveUnusedNodesPass()(state.model)
             state.facts = probe(state)
 

@@ -24,6 +24,8 @@ from graphprune.passes.base import Kind, Pass, State
 TOLERANCE = {"float64": 1e-4, "float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
 #: MACs of one inference above which one input has to do.
 HEAVY = 1_000_000_000
+#: Bytes of weights that a proof holds at a time: those of the masked original are copies.
+AT_ONCE = 64 << 20
 #: With quantised values in the graph a difference of rounding shows as a whole step.
 QUANTISED = 5e-2
 
@@ -51,7 +53,7 @@ class Verify(Pass):
         masked = masked_original(state.rewriter)
         feeds = list(samples_for(state, n=self.count(state)))
         try:
-            worst, where = compare(masked, state.cut, feeds)
+            worst, where, found = compare_runs(masked, state.cut, feeds)
         except ModelError as error:
             try:
                 run_all(state.model, feeds)
@@ -68,7 +70,8 @@ class Verify(Pass):
         state.plan.verify.update(max_rel_error=worst, passed=worst <= allowed, tolerance=allowed, samples=len(feeds))
         if not worst <= allowed:
             raise VerificationError(self._explain(state, masked, feeds[:1], where, worst, allowed))
-        if worst == 0 and len(feeds) > 1 and state.dead is not None and state.dead.any() and _all_alike(state.cut, feeds):
+        state.proved = feeds[0], found[0]
+        if worst == 0 and len(feeds) > 1 and state.dead is not None and state.dead.any() and _all_alike(state.cut, found):
             state.note(
                 f"the cut model (before any recovery) gives the same outputs for all {len(feeds)} inputs: what told them "
                 "apart was removed, and the proof compared constants. Cut less, or share the budget otherwise (--allocate)"
@@ -91,9 +94,10 @@ class Verify(Pass):
         )
 
 
-def _all_alike(model: ir.Model, feeds: list[Feed]) -> bool:
+def _all_alike(model: ir.Model, outputs: Iterable[Mapping[str, np.ndarray[Any, Any]]]) -> bool:
     """Whether no floating output tells several inputs apart."""
-    first, *rest = ({k: v for k, v in out.items() if v.dtype.kind == "f"} for out in run_all(model, feeds))
+    names = [str(value.name) for value in model.graph.outputs]
+    first, *rest = ({k: out[k] for k in names if out[k].dtype.kind == "f"} for out in outputs)
     return bool(first) and all(relative_error(first[name], out[name]) < 1e-6 for out in rest for name in first)
 
 
@@ -133,13 +137,20 @@ def relative_error(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> float:
 
 def compare(masked: ir.Model, cut: ir.Model, feeds: Iterable[Feed]) -> tuple[float, str]:
     """Worst relative error over all outputs and samples, and the output that shows it."""
+    return compare_runs(masked, cut, feeds)[:2]
+
+
+def compare_runs(
+    masked: ir.Model, cut: ir.Model, feeds: Iterable[Feed]
+) -> tuple[float, str, list[Mapping[str, np.ndarray[Any, Any]]]]:
+    """As `compare`, and what ``cut`` gave."""
     feeds = list(feeds)
     names = [str(value.name) for value in cut.graph.outputs]
     inner = saturated(cut) if (present := value_names(masked)) else {}
     inner = {name: source for name, source in inner.items() if source in present}
     wanted = list(dict.fromkeys([*names, *inner.values()]))
-    left = run_all(masked, feeds, wanted)
-    right = run_all(cut, feeds, wanted)
+    left = run_all(masked, feeds, wanted, AT_ONCE)
+    right = run_all(cut, feeds, wanted, AT_ONCE)
     floats = [a[name] for a in left for name in names if a[name].dtype.kind == "f" and a[name].size]
     if floats and not any(np.isfinite(array).any() for array in floats):
         # NaN equals NaN: such a comparison would prove anything.
@@ -155,15 +166,16 @@ def compare(masked: ir.Model, cut: ir.Model, feeds: Iterable[Feed]) -> tuple[flo
                 error = min(error, relative_error(a[inner[name]], b[inner[name]]))
             if error > worst:
                 worst, where = error, name
-    return worst, where
+    return worst, where, right
 
 
 def run_all(
-    model: ir.Model, feeds: list[Feed], outputs: list[str] | None = None
+    model: ir.Model, feeds: list[Feed], outputs: list[str] | None = None, max_weight_bytes: int = 512 << 20
 ) -> list[Mapping[str, np.ndarray[Any, Any]]]:
     """Values of a model on several feeds: its outputs, or those named."""
-    runner = Runner(model, outputs=outputs)
-    return [runner.run(feed) for feed in feeds]
+    found: list[Mapping[str, np.ndarray[Any, Any]]] = []
+    Runner(model, outputs=outputs, max_weight_bytes=max_weight_bytes).run_many(feeds, lambda _, values: found.append(values))
+    return found
 
 
 def value_names(model: ir.Model) -> set[str]:

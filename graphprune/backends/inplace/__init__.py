@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from graphprune.backends.inplace.cutting import cut_in_place, proof_of
+from graphprune.backends.inplace.cutting import cut_in_place, known_of, proof_of
 from graphprune.backends.inplace.graph import CutGraph, graph_module
 from graphprune.backends.inplace.masked import masked
 from graphprune.backends.inplace.proof import Arrays, Proof
@@ -70,7 +70,7 @@ def fall_back(state: State, reason: str) -> tuple[Any, bool]:
     proof = proof_of(state)
     check_export(state, proof)
     result = proof.call(source.module).run()
-    wanted = proof.wanted(state.cut)
+    wanted = proof.wanted(state.cut, known_of(state))
     for cut in (open_batch(state), state.cut):
         if cut is None:
             continue

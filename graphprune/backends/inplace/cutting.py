@@ -25,6 +25,7 @@ from graphprune.backends.inplace.tensors import (
     owners,
     settle_computed,
 )
+from graphprune.backends.ort import Feed
 from graphprune.cut import Rewriter
 from graphprune.errors import GraphPruneError
 from graphprune.frontends.torch_source import TorchSource
@@ -34,6 +35,8 @@ from graphprune.passes.verify import HEAVY, tolerance_of
 
 #: Solutions that are proved before a module is given up.
 MOST_PROOFS = 10
+#: MACs of one call above which its sizes are found without computing it.
+LARGE = 10_000_000_000
 
 
 @dataclass(frozen=True)
@@ -70,10 +73,12 @@ def cut_in_place(state: State, optimizer: torch.optim.Optimizer | None = None) -
         raise Declined("an ExportedProgram has no code that could be cut")
     plain = state.rewriter.again() if state.plan.recovery.get("used") else state.cut
     proof = proof_of(state)
-    search = Search(proof.call(module), expected(state.rewriter, source.prefix, owners(module)))
+    call = proof.call(module)
+    call.on_stand_ins = state.before is not None and state.before.macs > LARGE
+    search = Search(call, expected(state.rewriter, source.prefix, owners(module)))
     with _declining("it could not be watched while it ran"):
         search.record()
-    wanted = proof.wanted(plain)
+    wanted = proof.wanted(plain, known_of(state))
     sliced = Sliced()
     adapted: list[Any] = []
     undo: list[tuple[dict[str, Any], str, Any]] = []
@@ -110,12 +115,20 @@ def proof_of(state: State) -> Proof:
     return found if source.module is None else found.taken_by(source.module)
 
 
+def known_of(state: State) -> tuple[Feed, Feed] | None:
+    """What the cut graph gave in its own proof; None where a recovery may have changed it since."""
+    return None if state.plan is None or state.plan.recovery else state.proved
+
+
 def _solve(
     module: torch.nn.Module, search: Search, proof: Proof, wanted: Any, plain: ir.Model,
     undo: list[tuple[dict[str, Any], str, Any]],
 ) -> tuple[dict[tuple[str, Path], int], float]:  # fmt: skip
     """Write the first values of its attributes with which a module passes the proof."""
-    for changes in itertools.islice(search.solutions(), MOST_PROOFS):
+    found = search.solutions()
+    if search.call.on_stand_ins:
+        found = itertools.chain(found, search.solutions(computing=True))
+    for changes in itertools.islice(found, MOST_PROOFS):
         undo.extend(mend(module, changes))
         try:
             return changes, proof.check(module, wanted, plain)

@@ -159,6 +159,8 @@ class _View:
                 return type(value)(items)
             return value
         if type(value) is dict:
+            if _is_numbering(value):
+                return value
             entries = {k: self._visit(v, (*path, k), (holder[0], (*holder[1], k)), depth + 1) for k, v in value.items()}
             return value if all(entries[k] is v for k, v in value.items()) else entries
         return self._object(value, path, depth)
@@ -189,6 +191,11 @@ class _View:
                     self.copies[known] = (value, result)
         self._seen[id(value)] = result
         return result
+
+
+def _is_numbering(held: dict[Any, Any]) -> bool:
+    """Whether a dict numbers its keys from 0, as labels and tokens are: none of it is a size."""
+    return all(type(value) is int and value == number for number, value in enumerate(held.values()))
 
 
 def _frozen(changed: Mapping[str, Any]) -> Any:

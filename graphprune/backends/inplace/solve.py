@@ -52,10 +52,28 @@ def where(line: Line) -> str:
 
 @dataclass
 class Call:
-    """How the module is run: always the same arguments, in eval mode, leaving no trace in it."""
+    """How the module is run: always the same arguments, in eval mode, leaving no trace in it.
+
+    ``on_stand_ins``: with tensors on the meta device, which have a shape and no contents, where sizes are all that is looked for.
+    """
 
     module: torch.nn.Module
     make: Callable[[], tuple[tuple[Any, ...], dict[str, Any]]]
+    on_stand_ins: bool = False
+
+    def follower(self) -> Callable[[], Any]:
+        """What runs the module for what its code does; stand-ins are made here, before anybody watches."""
+        if not self.on_stand_ins:
+            return self.run
+        held = {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
+        state = {name: torch.empty_like(tensor, device="meta") for name, tensor in held.items()}
+        args, kwargs = torch.utils._pytree.tree_map_only(torch.Tensor, lambda t: t.to("meta"), self.make())
+
+        def follow() -> None:
+            with left_as_it_was(self.module), torch.no_grad(), quiet():
+                torch.func.functional_call(self.module, state, args, kwargs)
+
+        return follow
 
     def run(self) -> Any:
         """What the module gives."""
@@ -88,11 +106,21 @@ class Search:
         self.slots = slots(self.call.module)
         self.memories = memories(self.call.module)
         self.recorder = Recorder([slot.value for slot in self.slots])
-        self._watched(self.recorder)
+        try:
+            self._watched(self.recorder)
+        except Exception:
+            if not self.call.on_stand_ins:
+                raise
+            self.call.on_stand_ins = False  # its code asks for values
+            self.record()
 
-    def solutions(self) -> Iterator[dict[tuple[str, Path], int]]:
-        """Values of the attributes that change, by module and path: the likeliest first."""
+    def solutions(self, computing: bool = False) -> Iterator[dict[tuple[str, Path], int]]:
+        """Values of the attributes that change, by module and path: the likeliest first.
+
+        ``computing``: with real tensors, also where stand-ins would do.
+        """
         assert self.recorder is not None
+        self.call.on_stand_ins = self.call.on_stand_ins and not computing
         scales = self.recorder.scales
         script = Script()
         runs = 0
@@ -154,10 +182,11 @@ class Search:
 
         with module_stack(self.call.module) as stack:
             board.stack = stack
+            follow = self.call.follower()
             undo = install(self.call.module, replace)
             try:
                 with forgetful(self.memories), Watch(board.call, board.other):
-                    self.call.run()
+                    follow()
             finally:
                 put_back(undo)
 
