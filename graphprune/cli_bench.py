@@ -11,7 +11,8 @@ import click
 
 @click.command()
 @click.argument("models", nargs=-1, required=True)
-@click.option("--runtime", type=click.Choice(["onnxruntime", "openvino", "tensorrt"]), default="onnxruntime", show_default=True)
+@click.option("--runtime", type=click.Choice(["onnxruntime", "openvino", "tensorrt"]), default="onnxruntime", show_default=True,
+              help="What runs them.")  # fmt: skip
 @click.option("--threads", type=click.IntRange(1), metavar="N", help="Threads of one operator. Default: all processors.")
 @click.option("--runs", type=click.IntRange(3), metavar="N", help="Rounds in which each model runs once. Default 50.")
 @click.option("--seconds", type=float, metavar="S", help="Begin no further round after this time.")

@@ -20,7 +20,10 @@ from graphprune.cli_text import sizes
 @click.option("--shape", "shapes", multiple=True, metavar="NAME=1x3x224x224", help="Sizes of dynamic axes, as profiled.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
 def calibrate(model: str, profile: str, device: str, layers: str | None, shapes: tuple[str, ...], as_json: bool) -> None:
-    """Keep what a device took for MODEL: '--budget latency=... --device NAME' estimates by it from then on."""
+    """Keep what a device took for MODEL, for estimates.
+
+    '--budget latency=... --device NAME' estimates by it from then on.
+    """
 
     from graphprune.latency.calibrate import calibrate as read
     from graphprune.printing import Display
