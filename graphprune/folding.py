@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-import numpy as np
 import onnx_ir as ir
 
 from graphprune.calibration import evaluate_parameter
 from graphprune.coupler import subgraphs
 from graphprune.cut import set_weight
-from graphprune.ops.traits import trains
 from graphprune.plan import DERIVED
 from graphprune.rules import rule_for
 
@@ -56,35 +54,6 @@ def fold_constants(model: ir.Model, families: Collection[str] = FOLDED) -> int:
             value.replace_all_uses_with(constant)
             folded += 1
     return folded
-
-
-def settle_norms(model: ir.Model) -> int:
-    """Give batch normalisations of parameters (standardised weights) the statistics that they have, as constants.
-
-    In training mode they would be taken anew over what a cut leaves.
-    """
-    made_from = _made_from(model)
-    settled = 0
-    for node in tuple(model.graph):
-        if not trains(node) or node.outputs[0] not in made_from:
-            continue
-        if any(value.uses() or value.is_graph_output() for value in node.outputs[1:]):
-            continue
-        x = None if node.inputs[0] is None else evaluate_parameter(model, node.inputs[0])
-        if x is None:
-            continue
-        others = tuple(axis for axis in range(x.ndim) if axis != 1)
-        wide = x.astype(np.float64)
-        for place, array in ((3, wide.mean(others)), (4, wide.var(others))):
-            constant = ir.Value(name=f"{node.outputs[0].name}_statistic_{place}")
-            set_weight(constant, ir.Tensor(array.astype(x.dtype), name=constant.name))
-            constant.meta[DERIVED] = True
-            model.graph.register_initializer(constant)
-            node.replace_input_with(place, constant)
-        node.attributes.pop("training_mode", None)
-        node.resize_outputs(1)
-        settled += 1
-    return settled
 
 
 def _made_from(model: ir.Model) -> dict[ir.Value, frozenset[ir.Value]]:

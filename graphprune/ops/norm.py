@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from graphprune.ops.traits import trains
 from graphprune.rules import Axes, Axis, OpView, op
 
 if TYPE_CHECKING:
@@ -13,13 +12,9 @@ if TYPE_CHECKING:
 
 @op("BatchNormalization", text="b c ..., c, c, c, c -> b c ...")
 def batch_norm(view: OpView) -> list[Axes | None]:
-    """Scale, bias, mean and variance follow the channel axis; in training mode, all other axes are averaged over."""
+    """Scale, bias, mean and variance follow the channel axis."""
     x = list(view.axes(0))
     channel = 1 if len(x) > 1 else 0
-    if trains(view.node):
-        for i, axis in enumerate(x):
-            if i != channel:
-                view.inexact(axis, "is averaged over by BatchNormalization in training mode")
     for i, role in ((1, "scale"), (2, "bias"), (3, "mean"), (4, "variance")):
         view.weight(i, role)
         view.tie(x[channel], view.axes(i)[0])

@@ -142,15 +142,6 @@ def weight_input(node: ir.Node) -> int:
     return _WEIGHT_INPUTS.get(node.op_type, 1)
 
 
-def trains(node: ir.Node) -> bool:
-    """Whether a batch normalisation takes its statistics from its data; before opset 14, more than one result says so."""
-    return (
-        node.op_type == "BatchNormalization"
-        and not node.domain
-        and (bool(node.attributes.get_int("training_mode", 0)) or len(node.outputs) > 3)
-    )
-
-
 def broadcasts_ones(node: ir.Node) -> bool:
     """Whether a 1 in the node's target shape stands for whatever size meets it."""
     return node.op_type in _BROADCASTING

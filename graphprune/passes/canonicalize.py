@@ -10,7 +10,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from graphprune.cut import set_weight
-from graphprune.folding import FOLDED, FOLDED_OF_MODULES, fold_constants, settle_norms
+from graphprune.folding import FOLDED, FOLDED_OF_MODULES, fold_constants
 from graphprune.ops.movement import atoms
 from graphprune.ops.traits import idle_addend
 from graphprune.passes.base import Kind, Pass, State
@@ -33,8 +33,6 @@ class Canonicalize(Pass):
 
     def run(self, state: State) -> None:
         drop_idle_addends(state.model)
-        if state.loaded.torch is None:  # a module takes them anew itself
-            settle_norms(state.model)
         RemoveUnusedNodesPass()(state.model)
         before = dict(state.model.graph.initializers)
         users = {name: [node for node, _ in value.uses()] for name, value in before.items()}

@@ -247,16 +247,3 @@ def weight_standardised_conv() -> ModelProto:
     x = g.Relu(g.Conv(x, w, pads=[1] * 4))
     g.head(g.cbr(x, "b", 10, 12), 10)
     return g.model()
-
-
-@pattern("a.w:0 w.w:0,1 gain:0 b.w:1")
-def weight_standardised_by_training_batch_norm() -> ModelProto:
-    """The kernel passes through a batch normalisation in training mode, as torch's exporter writes NFNets: statistics stay."""
-    g = Net()
-    x = g.cbr(g.x("N", 3, 6, 6), "a", 8, 3)
-    w = g.Reshape(g.w("w.w", 12, 8, 3, 3), g.c([1, 12, 72]))
-    zero, one = g.f(np.zeros(12)), g.f(np.ones(12))
-    w = g.BatchNormalization(w, g.w("gain", 12, scale=0.2, shift=1), zero, zero, one, epsilon=1e-6, training_mode=1, n=3)
-    x = g.Relu(g.Conv(x, g.Reshape(w[0], g.c([12, 8, 3, 3])), pads=[1] * 4))
-    g.head(g.cbr(x, "b", 10, 12), 10)
-    return g.model(opset=17)
