@@ -354,7 +354,7 @@ def test_links_of_a_download_cache(tmp_path: Path) -> None:
 
 def test_open_files_do_not_grow_with_tensors(tmp_path: Path) -> None:
     if not Path("/proc/self/fd").exists():
-        pytest.skip("no /proc")
+        pytest.skip("open files are counted in /proc, which only Linux has")
     model = net()
     model.graph.initializer.extend(weight(f"more{i}", 8, 8) for i in range(300))
     loaded = load(externalise(model, tmp_path))
