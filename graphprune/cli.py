@@ -23,6 +23,7 @@ from graphprune.cli_build import build, devices
 from graphprune.cli_calibrate import calibrate
 from graphprune.cli_finetune import finetune
 from graphprune.cli_text import numbers, sizes
+from graphprune.collecting import SELDOM
 from graphprune.errors import GraphPruneError
 
 if TYPE_CHECKING:
@@ -447,7 +448,7 @@ def _finite(value: float | Mapping[str, float]) -> Any:
 
 def main() -> None:
     """Entry point; usage errors of click end with 2 as well."""
-    gc.set_threshold(50_000, 20, 100)  # graphs are many small objects that live to the end: look through them seldom
+    gc.set_threshold(*SELDOM)
     try:
         cli(prog_name="graphprune")
     finally:

@@ -17,7 +17,7 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
-from graphprune import combine, gradients
+from graphprune import collecting, combine, gradients
 from graphprune.backends import onnx as writer
 from graphprune.backends import openvino
 from graphprune.calibration import samples_for
@@ -318,6 +318,7 @@ def compare_on_data(state: State) -> dict[str, Any]:
     return {"samples": sum(samples_in(feed, samples.batched) for feed in held or feeds), **found}
 
 
+@collecting.seldom()
 def prune(
     source: Any,
     example_inputs: Any = None,

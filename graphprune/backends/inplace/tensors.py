@@ -14,6 +14,8 @@ from graphprune.errors import UsageError
 
 #: Tensor name -> ``{"shape": [...], "kept": {"axis": [indices]}}``, as in a plan.
 Entries = Mapping[str, Mapping[str, Any]]
+#: Integers by their bytes.
+_WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def named_tensors(module: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -139,10 +141,35 @@ def taken(tensor: torch.Tensor, takes: Iterable[tuple[int, Any]]) -> torch.Tenso
     """A copy of the kept indices, in the memory format of the source."""
     dense = tensor.is_contiguous()
     channels_last = not dense and tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
+    takes = list(takes)
     with torch.no_grad():
+        if dense and takes and _is_plain(tensor):
+            return _copied(tensor.detach(), takes)
         for axis, kept in takes:
             tensor = tensor.index_select(axis, torch.as_tensor(kept, device=tensor.device))
     return tensor.contiguous(memory_format=torch.channels_last) if channels_last else tensor.contiguous()
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    """Whether numpy can read the bits of a tensor."""
+    return (
+        type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.device.type == "cpu" and tensor.layout == torch.strided
+        and tensor.itemsize in _WORDS and not tensor.is_conj() and not tensor.is_neg()
+    )  # fmt: skip
+
+
+def _copied(tensor: torch.Tensor, takes: Sequence[tuple[int, Any]]) -> torch.Tensor:
+    """As `taken`, by numpy: several times as fast as index_select along all axes but the first."""
+    word = _WORDS[tensor.itemsize]
+    array = tensor.view(word).numpy()
+    for axis, kept in takes[:-1]:
+        array = array.take(kept, axis=axis)
+    axis, kept = takes[-1]
+    shape = [len(kept) if a == axis else n for a, n in enumerate(array.shape)]
+    # In memory of torch's own: what numpy has allocated cannot be resized.
+    out = torch.empty(shape, dtype=tensor.dtype)
+    np.take(array, kept, axis=axis, out=out.view(word).numpy(), mode="clip")
+    return out
 
 
 def _axes_of(part: tuple[int, ...], whole: tuple[int, ...]) -> list[int] | None:
