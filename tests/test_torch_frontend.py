@@ -136,6 +136,18 @@ def test_refusal_is_one_message():
     assert "\n" not in str(told.value)
 
 
+def test_torch_prints_nothing_of_its_own(capfd):
+    """TorchScript's exporter prints its graph from C++, where it fails."""
+
+    class Deciding(nn.Module):
+        def forward(self, x):
+            return torch.linalg.eigvals(x).real if x.sum() > 0 else torch.linalg.eigvals(x).imag
+
+    with pytest.raises(gp.GraphPruneError, match="TorchScript"):
+        gp.prune(Deciding(), torch.randn(4, 4))
+    assert capfd.readouterr().out == ""
+
+
 @pytest.mark.parametrize(
     "example, message",
     [(None, "needs example inputs"), ((torch.zeros(1), torch.zeros(1)), "does not take the example inputs"), ((3,), "hold no tensor")],

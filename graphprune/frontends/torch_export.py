@@ -11,6 +11,7 @@ import hashlib
 import io
 import logging
 import math
+import os
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -217,7 +218,7 @@ def traced(wrapped: Flattened, flat: Flat, shapes: Sequence[Any] | None) -> Expo
     message = io.BytesIO()
     mode = torch.onnx.TrainingMode.PRESERVE  # in eval mode it merges norms into convolutions
     try:
-        with torch.random.fork_rng(devices=[]), told_apart(held):
+        with torch.random.fork_rng(devices=[]), told_apart(held), _unprinted():
             torch.onnx.export(
                 wrapped, flat.tensors, message, dynamo=False, do_constant_folding=False, training=mode, opset_version=17,
                 input_names=[f"__input_{i}" for i in range(len(flat.tensors))],
@@ -234,6 +235,23 @@ def traced(wrapped: Flattened, flat: Flat, shapes: Sequence[Any] | None) -> Expo
     _restore_inputs(model, flat)
     note = "traced by TorchScript: where forward decides by values, the graph holds what it decided for the example inputs"
     return Export(model, None, wrapped.outputs, [note])
+
+
+@contextlib.contextmanager
+def _unprinted() -> Iterator[None]:
+    """Nothing reaches the standard output inside: where it fails, TorchScript's exporter prints its whole graph from C++."""
+    try:
+        kept = os.dup(1)
+    except OSError:  # there is none
+        yield
+        return
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 @contextlib.contextmanager
