@@ -19,11 +19,11 @@ _ROWS = 40
 _BARS = " ▁▂▃▄▅▆▇█"
 
 
-def _table(*columns: tuple[str, str]) -> Table:
+def _table(*columns: tuple[str, str], breaks: int = 0) -> Table:
+    """A table whose column ``breaks``, of names, is what breaks where a terminal is narrow, not the figures."""
     table = Table(header_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for n, (name, justify) in enumerate(columns):
-        # Where a terminal is narrow, the name is what breaks, not the figures.
-        table.add_column(name, justify=justify, no_wrap=n > 0)  # type: ignore[arg-type]
+        table.add_column(name, justify=justify, no_wrap=n != breaks, overflow="fold")  # type: ignore[arg-type]
     return table
 
 
@@ -63,7 +63,7 @@ def print_comparison(found: Comparison) -> None:
                 table.add_row(name, f"[red]{escape(row['failed'][:80])}[/]")
                 continue
             figures = [f"{row['macs']:.1%}", f"{row['params']:.1%}"]
-            figures += [f"{row['latency']:.2f}x" if "latency" in row else ""] if timed else []
+            figures += [f"{row['latency']:.0%}" if "latency" in row else ""] if timed else []
             table.add_row(name, *figures, *(_before_after(row) if judged else []), f"{row['seconds']:.1f}")
         console.print()
         console.print(f"[bold]{escape(goal)}[/]" + (f", judged by {judge(found)}" if judged else ""))
@@ -89,7 +89,7 @@ def print_sensitivity(found: Sensitivity) -> None:
     """One line a group, the most sensitive first."""
     console = Console()
     table = _table(("group", "right"), ("kind", "left"), ("units", "right"), ("member", "left"),
-                   *((f"{level:.0%}", "right") for level in found.levels), ("", "left"), ("MACs", "right"))  # fmt: skip
+                   *((f"{level:.0%}", "right") for level in found.levels), ("", "left"), ("MACs", "right"), breaks=3)  # fmt: skip
     most = max((max(curve.error) for curve in found.curves), default=0.0) or 1.0
     for curve in sorted(found.curves, key=lambda curve: -curve.error[-1])[:_ROWS]:
         # Divergences span decades: the bars show their logarithm down to a ten-thousandth of the largest.
