@@ -167,7 +167,7 @@ class Result:
         dict
             ``before`` and ``after``; empty for models too large for one message, or where the runtime refuses.
         """
-        from graphprune.timing import interleaved
+        from graphprune.timing import advice, interleaved
 
         path = self.state.loaded.path
         if max(self.plan.before["bytes"], 0) < LARGEST_TIMED and not self.state.latency:
@@ -178,6 +178,9 @@ class Result:
             except Exception:  # a runtime at its own optimisation level may refuse what the proof's level runs
                 return {}
             self.state.latency.update(before=before, after=after)
+            if self.plan.options.get("align") is None and (told := advice(after / before, self.plan.before, self.plan.after)):
+                self.state.note(told)
+                self.plan.notes = list(self.state.notes)
         return self.state.latency
 
     def _stage_report(self, path: str | os.PathLike[str], transaction: writer.Transaction) -> None:

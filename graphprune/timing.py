@@ -22,6 +22,8 @@ Clock = Literal["wall", "cpu"]
 
 #: Runs of each model that count, and those before that do not.
 RUNS, WARM = 15, 3
+#: MACs below which a network's time is mostly an operator's overhead; time for MACs above which widths are to blame.
+SMALL, SLOW = 100_000_000, 1.25
 #: Samples of a bootstrap, and the share of them that an interval holds.
 DRAWS, CONFIDENCE = 2000, 0.95
 
@@ -40,6 +42,24 @@ def interleaved(models: Sequence[bytes | Path], feed: Mapping[str, Any], runs: i
     engines = [runtime.load(model, threads) for model in models]
     times = in_turns(engines, [feed] * len(engines), runs=runs)
     return [float(value) for value in np.median(times, axis=1)]
+
+
+def advice(time: float, before: Mapping[str, Any], after: Mapping[str, Any]) -> str | None:
+    """What to do where less time was saved than MACs; None where there is nothing to say.
+
+    Parameters
+    ----------
+    time
+        Share of the source's time.
+    before, after
+        Costs as in a plan, ``macs`` among them.
+    """
+    if before.get("macs", 0) < SMALL or time < SLOW * (share := after["macs"] / before["macs"]):
+        return None
+    return (
+        f"{time:.0%} of the time is left for {share:.0%} of the MACs: kernels are fastest at certain multiples of channels. "
+        "--align auto keeps widths to them, --budget latency=0.5x chooses widths by measured times"
+    )
 
 
 def in_turns(

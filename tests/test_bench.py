@@ -226,3 +226,13 @@ def test_a_model_that_the_runtime_refuses_is_named() -> None:
     model.opset_import.append(onnx.helper.make_opsetid("nowhere", 1))
     with pytest.raises(ModelError, match="Nonsense"):
         gp.bench(model, runs=3)
+
+
+def test_advice_where_time_does_not_follow_macs() -> None:
+    from graphprune.timing import advice
+
+    before, after = {"macs": 4_000_000_000}, {"macs": 1_000_000_000}
+    assert "--align auto" in str(advice(0.4, before, after))
+    assert advice(0.3, before, after) is None
+    # A small network spends its time between operators.
+    assert advice(0.9, {"macs": 1_000_000}, {"macs": 500_000}) is None
