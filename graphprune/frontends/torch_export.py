@@ -245,7 +245,7 @@ def _unprinted() -> Iterator[None]:
     except OSError:  # there is none
         yield
         return
-    with open(os.devnull, "wb") as nowhere:
+    with Path(os.devnull).open("wb") as nowhere:
         os.dup2(nowhere.fileno(), 1)
     try:
         yield
