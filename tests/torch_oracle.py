@@ -6,6 +6,7 @@ inputs.  Where a cut goes through a LayerNorm or RMSNorm module, its statistics 
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -360,6 +361,9 @@ def check_batch(make: Callable[[], Made], cut: nn.Module, kept: Kept, found: Jud
 
 def gradients(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> set[str]:
     """Names of the parameters that a backward pass reaches; a step of them must leave finite outputs."""
+    # Training starts with train(), which drops what eval mode may have cached, without gradients, in the runs before.
+    with contextlib.suppress(NotImplementedError):
+        module.train().eval()
     module.zero_grad()
     with torch.enable_grad():
         leaves = [t for t in pytree.tree_leaves(module(*args, **kwargs)) if isinstance(t, Tensor) and t.requires_grad]
