@@ -154,9 +154,8 @@ def _shape_option(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--mean", metavar="A,B,C", help="Per channel, for images.")
 @click.option("--std", metavar="A,B,C", help="Per channel, for images.")
 @click.option("--layout", type=click.Choice(["NCHW", "NHWC"]), help="For images, where the shape leaves it open.")
-@click.option(
-    "--eval", metavar="MODULE:FUNCTION", help="A function of an .onnx path, called before and after."
-)
+@click.option("--eval", metavar="MODULE:FUNCTION|coco:PATH|voc:PATH",
+              help="A function of an .onnx path, called before and after; or mAP on annotated pictures.")  # fmt: skip
 @click.option("--report", type=click.Path(dir_okay=False, path_type=Path), metavar="OUT.html",
               help="Also write a report to look at: one HTML file that needs nothing else.")  # fmt: skip
 @click.option("--rates", type=click.Path(dir_okay=False), metavar="FILE",
@@ -278,7 +277,7 @@ def _given(model: str, options: dict[str, Any]) -> dict[str, Any]:
               help="How a budget is shared among groups.")  # fmt: skip
 @click.option("--recover", type=click.Choice(["ls", "bn", "bias", "none"]), default="ls", show_default=True,
               help="After every cut: least squares, spread and mean of each channel, its mean, or nothing.")  # fmt: skip
-@click.option("--eval", "evaluate", default="", metavar="MODULE:FUNCTION",
+@click.option("--eval", "evaluate", default="", metavar="MODULE:FUNCTION|coco:PATH|voc:PATH",
               help="A function of an .onnx path, called before and after recovery; higher is better.")  # fmt: skip
 @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Seeds of criteria that draw.")
 @click.option("--latency/--no-latency", default=True, show_default=True, help="Time results and source in turns.")

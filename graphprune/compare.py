@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import dataclasses
-import importlib
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 
 from graphprune import cache
 from graphprune.errors import GraphPruneError, UsageError
+from graphprune.evaluation import Evaluation
 from graphprune.executor import Executor, Here
 from graphprune.options import Options
 from graphprune.plugins import criterion_class, discover
@@ -150,7 +150,7 @@ def compare(
 
 def measure(job: Job) -> dict[str, Any]:
     """One job: cut, recover, evaluate. Plain data; what the program itself refuses is ``failed``."""
-    from graphprune.pipeline import call_on, prune
+    from graphprune.pipeline import prune
 
     start = time.perf_counter()
     options = dict(job.options)
@@ -160,11 +160,12 @@ def measure(job: Job) -> dict[str, Any]:
         seconds = time.perf_counter() - start
         evaluation: dict[str, Any] = {}
         if job.evaluate:
-            evaluation["after"] = call_on(result.model, job.evaluate, "after")
+            judge, source = Evaluation(job.evaluate), Path(job.model)
+            evaluation["after"] = judge(result.model, "after", source)
             evaluation["before"] = evaluation["after"]
             if result.plan.recovery.get("used"):
                 assert result.state.rewriter is not None
-                evaluation["before"] = call_on(result.state.rewriter.again(), job.evaluate, "before")
+                evaluation["before"] = judge(result.state.rewriter.again(), "before", source)
         proto = result.proto().SerializeToString()
     except GraphPruneError as error:
         return {"failed": str(error)}
@@ -257,24 +258,18 @@ def _code(job: Job) -> list[str]:
     """Contents of the code that is not this package's: plugged-in criteria, and the evaluation."""
     out = [cache.source_digest(discover().load(parse_pass_spec(text).name)) for text in job.options["passes"]]
     if job.evaluate:
-        module, _, name = job.evaluate.partition(":")
-        try:
-            out.append(cache.source_digest(getattr(importlib.import_module(module), name)))
-        except (Exception, SystemExit):  # said properly when it is called
-            out.append(job.evaluate)
+        out.append(Evaluation(job.evaluate).digest)
     return out
 
 
 def _source(job: Job, entries: Sequence[Mapping[str, Any]], digests: Mapping[str, str], latency: bool) -> dict[str, Any]:
     """The source's own figures."""
-    from graphprune.pipeline import call_on
-
     out: dict[str, Any] = next((dict(entry["source"]) for entry in entries if "source" in entry), {})
     if job.evaluate and out:
         name = cache.key("source", digests, job.evaluate, _code(job))
         known = cache.load("compare", name)
         if known is None:
-            known = call_on(Path(job.model), job.evaluate, "before")
+            known = Evaluation(job.evaluate)(Path(job.model), "before")
             cache.store("compare", name, known)
         out["evaluation"] = known
     return out

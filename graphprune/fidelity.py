@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from graphprune.boxes import agreement, reader
+from graphprune.detection.boxes import agreement
+from graphprune.detection.reading import reader
 
 Array = NDArray[Any]
 Outputs = Mapping[str, Array]
@@ -28,7 +29,7 @@ def compare_outputs(source: Sequence[Outputs], other: Sequence[Outputs]) -> dict
         ``outputs``: for each floating output of equal shapes ``rel_mse`` (squared error as a share of the source's
         variance) and, where it holds classes, ``top1`` (share of positions where both prefer the same class) and ``kl``
         (nats from the source's distribution to the other's); for each output of integers, ``equal`` (share of equal elements).
-        ``boxes``, where the outputs hold boxes (:mod:`graphprune.boxes`): ``f1`` of the other's boxes against the
+        ``boxes``, where the outputs hold boxes (:mod:`graphprune.detection.reading`): ``f1`` of the other's boxes against the
         source's, how many each finds, and in which outputs. ``divergence``: one number to compare by, the mean over
         outputs of ``kl`` where there is one and of ``rel_mse`` elsewhere; where an output cannot be compared element by
         element, as the number of boxes differs, ``1 - f1`` counts as well, and where there is no floating output, ``1 - equal``.

@@ -62,8 +62,14 @@ def _open(path: Path) -> Image.Image:
         raise DataError(f"{path} cannot be read as an image: {error}") from error
 
 
-def _decode(path: Path, channels: int, size: tuple[int, int]) -> Array:
-    """An image as uint8[height, width, channels]: upright, shorter side fitted, centre cropped."""
+def decode(path: Path, channels: int) -> Image.Image:
+    """An image file, upright and with 1, 3 or 4 channels of 8 bits.
+
+    Raises
+    ------
+    DataError
+        It cannot be read.
+    """
     from PIL import Image, ImageOps
 
     with _open(path) as image:
@@ -73,9 +79,16 @@ def _decode(path: Path, channels: int, size: tuple[int, int]) -> Array:
                 upright = _eight_bits(upright)
             if "transparency" in upright.info and channels == 3:
                 upright = upright.convert("RGBA")
-            fitted = ImageOps.fit(upright.convert(_MODES[channels]), size[::-1], Image.Resampling.BILINEAR)
+            return upright.convert(_MODES[channels])
         except (OSError, ValueError, SyntaxError, MemoryError, Image.DecompressionBombError) as error:
             raise DataError(f"{path} cannot be read as an image: {error}") from error
+
+
+def _fitted(path: Path, channels: int, size: tuple[int, int]) -> Array:
+    """An image as uint8[height, width, channels]: upright, shorter side fitted, centre cropped."""
+    from PIL import Image, ImageOps
+
+    fitted = ImageOps.fit(decode(path, channels), size[::-1], Image.Resampling.BILINEAR)
     return np.asarray(fitted).reshape(*size, channels)
 
 
@@ -112,7 +125,7 @@ class _ImageSource:
 
     def sample(self, index: int) -> Feed:
         """Decode one image and make up what else the model takes."""
-        pixels = _decode(self.files[index], self.channels, self.size)
+        pixels = _fitted(self.files[index], self.channels, self.size)
         dtype = self.spec.dtype
         limits = int_range(dtype)
         array: Array

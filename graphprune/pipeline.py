@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import os
-import reprlib
-import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -22,6 +18,7 @@ from graphprune.backends import onnx as writer
 from graphprune.backends import openvino
 from graphprune.calibration import samples_for
 from graphprune.errors import GraphPruneError, OutputError, UsageError, VerificationError
+from graphprune.evaluation import Evaluation, evaluate
 from graphprune.feeding import feed_size, fitting_feeds, samples_in
 from graphprune.fidelity import compare_outputs
 from graphprune.frontends import factory
@@ -393,6 +390,7 @@ def prune(
         raise UsageError("an optimizer is cut with the module that it trains: leave inplace=False or optimizer out")
     if not inplace and factory.is_torch(source):
         source = factory.copy_of(source)
+    evaluation = None if chosen.eval is None else Evaluation(chosen.eval)
     if progress is not None:
         progress("loading", 0.0)
     loaded = load_any(source, example_inputs, dynamic_shapes=dynamic_shapes, dynamic_batch=dynamic_batch)
@@ -416,8 +414,8 @@ def prune(
         except GraphPruneError as error:
             state.note(f"the torch module is left as it was, only result.ir is smaller: {error}")
             result.plan.notes = list(state.notes)
-    if chosen.eval is not None:
-        evaluate(result, chosen.eval)
+    if evaluation is not None:
+        evaluate(result, evaluation)
     return result
 
 
@@ -428,65 +426,6 @@ def inspect(
     """Analyse a model without cutting it: the state with its coupling."""
     loaded = load_any(source, example_inputs, dynamic_shapes=dynamic_shapes)
     return run_state(loaded, Options(shapes=dict(shapes or {})), until="couple")
-
-
-def evaluate(result: Result, target: str) -> None:
-    """Call the user's ``MODULE:FUNCTION`` on the source and on the cut model, and on every stage where there are some."""
-    result.state.progress("evaluating", 0.0)
-    stages = result.state.stages
-    if stages is not None:
-        for number, stage in enumerate(stages.entries):
-            first = result.state.loaded.path if number == 0 else None
-            stage.evaluation = call_on(first or stage.model, target, "before" if number == 0 else f"({stage.name}) after")
-        result.state.evaluation.update(before=stages.entries[0].evaluation, after=stages.last.evaluation)
-        result.plan.stages = [stage.to_json() for stage in stages.entries]
-        return
-    for key, model in (("before", result.state.loaded.path or result.state.loaded.model), ("after", result.ir)):
-        result.state.evaluation[key] = call_on(model, target, key)
-
-
-def call_on(model: ir.Model | Path, target: str, when: str) -> float | dict[str, float]:
-    """What the user's ``MODULE:FUNCTION`` gives for a model (or its file) ``before`` or ``after`` the cut.
-
-    Raises
-    ------
-    UsageError
-        It cannot be loaded, fails, or gives no number.
-    """
-    module, colon, name = target.partition(":")
-    if not colon:
-        raise UsageError(f"--eval '{target}': write MODULE:FUNCTION, a function of the path of an .onnx file")
-    if "" not in sys.path:
-        sys.path.insert(0, "")
-    try:
-        function = getattr(importlib.import_module(module), name)
-    except (Exception, SystemExit) as error:
-        raise UsageError(f"--eval '{target}' cannot be loaded: {_told(error)}") from error
-    with tempfile.TemporaryDirectory(prefix="graphprune-") as folder:
-        path = model if isinstance(model, Path) else Path(folder) / "model.onnx"
-        if not isinstance(model, Path):
-            writer.save(model, path)
-        try:
-            value = function(str(path))
-        except (Exception, SystemExit) as error:
-            raise UsageError(f"--eval '{target}' failed on the model {when} the cut: {_told(error)}") from error
-    return _numbers(value, target)
-
-
-def _told(error: BaseException) -> str:
-    """Kind and text of an error of the user's code, in one line."""
-    return " ".join(f"{type(error).__name__}: {error}".split())
-
-
-def _numbers(value: Any, target: str) -> float | dict[str, float]:
-    """What an evaluation gave: a number, or numbers by name."""
-    try:
-        return {str(key): float(item) for key, item in value.items()} if isinstance(value, Mapping) else float(value)
-    except (TypeError, ValueError) as error:
-        raise UsageError(
-            f"--eval '{target}' gave {type(value).__name__} {reprlib.repr(value)}: it must give a number, or a dict of "
-            "numbers by name"
-        ) from error
 
 
 __all__ = ["GraphPruneError", "Result", "inspect", "prune"]

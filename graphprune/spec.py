@@ -431,7 +431,7 @@ def typed(cls: type, values: Mapping[str, object], title: str) -> dict[str, Any]
     return out
 
 
-def instantiate(cls: type[T], options: Mapping[str, object]) -> T:
+def instantiate(cls: type[T], options: Mapping[str, object], title: str = "") -> T:
     """Build a pass from its options, each checked against the annotation of its field.
 
     Parameters
@@ -440,6 +440,8 @@ def instantiate(cls: type[T], options: Mapping[str, object]) -> T:
         A dataclass. ``name``, where it has one, is how errors call it.
     options
         Option name to value, as :func:`parse_pass_spec` read it, or as given from Python.
+    title
+        How errors call it where it is no pass.
 
     Returns
     -------
@@ -452,7 +454,7 @@ def instantiate(cls: type[T], options: Mapping[str, object]) -> T:
         An unknown option (with the nearest one and the list of all), a value of the wrong type, an option
         that is missing, or what ``__post_init__`` of the pass refused.
     """
-    title = f"pass '{getattr(cls, 'name', cls.__qualname__)}'"
+    title = title or f"pass '{getattr(cls, 'name', cls.__qualname__)}'"
     hints, known = _hints(cls), options_of(cls)
     listing = "its options are: " + ", ".join(map(str, known)) if known else "it takes no options"
     for name in options:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from graphprune.boxes import reader
+from graphprune.detection.reading import reader
 from graphprune.fidelity import compare_outputs
 
 RNG = np.random.default_rng(0)

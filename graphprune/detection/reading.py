@@ -1,4 +1,4 @@
-"""What detectors put out, read as boxes by its structure alone, and how well two models' boxes agree.
+"""What detectors put out, read as boxes by its structure alone.
 
 No configuration says which output holds what, so the arrays themselves are asked: four columns that span boxes beside
 scores between 0 and 1, rows of six or seven as suppression leaves them, raw heads, and maps of probabilities whose
@@ -14,39 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from graphprune.detection.boxes import CONFIDENT, Boxes, Picking, suppressed
+
 Array = NDArray[Any]
 Outputs = Mapping[str, Array]
 
-#: Score from which a box counts.
-CONFIDENT = 0.25
-#: Intersection over union from which two boxes are the same.
-SAME = 0.5
-#: Boxes of one picture that are looked at, best first.
-MOST = 300
 #: Share of the candidates for which one class is best, from which it is no class but the background.
 BACKGROUND = 0.5
-
-
-@dataclass(frozen=True)
-class Boxes:
-    """The boxes of one picture.
-
-    Attributes
-    ----------
-    corners
-        float64[n, 4]: left, top, right, bottom, in whatever unit the model uses.
-    labels
-        int64[n].
-    scores
-        float64[n], 0 to 1.
-    """
-
-    corners: Array
-    labels: Array
-    scores: Array
-
-    def __len__(self) -> int:
-        return len(self.scores)
 
 
 @dataclass(frozen=True)
@@ -76,17 +50,21 @@ class Reader:
     background: int = -1
     objectness: bool = False
 
-    def read(self, outputs: Outputs) -> list[Boxes]:
+    def __str__(self) -> str:
+        names = ", ".join(f"'{name}'" for name in self.names)
+        return f"boxes in {names}"
+
+    def read(self, outputs: Outputs, how: Picking = CONFIDENT) -> list[Boxes]:
         """The boxes of every picture of one feed."""
         if self.kind == "map":
-            return [_regions(map_) for map_ in np.asarray(outputs[self.names[0]], np.float64)[:, 0]]
+            return [_regions(map_, how) for map_ in np.asarray(outputs[self.names[0]], np.float64)[:, 0]]
         if self.kind == "rows":
-            return self._rows(np.asarray(outputs[self.names[0]], np.float64))
+            return self._rows(np.asarray(outputs[self.names[0]], np.float64), how)
         if self.kind == "raw":
             array = _features_last(np.asarray(outputs[self.names[0]], np.float64))
             first = 5 if self.objectness else 4
             scores = array[..., first:] * (array[..., 4:5] if self.objectness else 1.0)
-            return [self._best(b, s, None, suppress=True) for b, s in zip(array[..., :4], scores, strict=True)]
+            return [self._best(b, s, None, how, suppress=True) for b, s in zip(array[..., :4], scores, strict=True)]
         boxes, scores = (np.asarray(outputs[name], np.float64) for name in self.names[:2])
         labels = np.asarray(outputs[self.names[2]], np.int64) if len(self.names) > 2 else None
         if boxes.ndim == 2:
@@ -94,31 +72,34 @@ class Reader:
         if scores.ndim == 3:
             scores = _probabilities(scores)
         each = [None] * len(boxes) if labels is None else labels
-        return [self._best(b, s, n) for b, s, n in zip(boxes, scores, each, strict=True)]
+        return [self._best(b, s, n, how) for b, s, n in zip(boxes, scores, each, strict=True)]
 
-    def _rows(self, array: Array) -> list[Boxes]:
+    def _rows(self, array: Array, how: Picking) -> list[Boxes]:
         picture, box, score, label = self.columns
         array = array.reshape(-1, *array.shape[-2:])
         if picture >= 0:
             flat = array.reshape(-1, array.shape[-1])
-            return [self._best(r[:, box : box + 4], r[:, score], r[:, label])
+            return [self._best(r[:, box : box + 4], r[:, score], r[:, label], how)
                     for n in range(int(flat[:, picture].max(initial=-1)) + 1) for r in [flat[flat[:, picture] == n]]]  # fmt: skip
-        return [self._best(rows[:, box : box + 4], rows[:, score], rows[:, label]) for rows in array]
+        return [self._best(rows[:, box : box + 4], rows[:, score], rows[:, label], how) for rows in array]
 
-    def _best(self, boxes: Array, scores: Array, labels: Array | None, suppress: bool = False) -> Boxes:
+    def _best(self, boxes: Array, scores: Array, labels: Array | None, how: Picking, suppress: bool = False) -> Boxes:
         """Confident boxes, best first; ``scores``: [n], or [n, classes] without labels."""
-        if scores.ndim == 2:
+        if scores.ndim == 2 and labels is None and how.every_class:
+            place, labels = np.nonzero(scores >= how.score)
+            boxes, scores = boxes[place], scores[place, labels]
+        elif scores.ndim == 2:
             if labels is None:
                 labels = scores.argmax(1)
             scores = scores.max(1)
         labels = np.zeros(len(scores), np.int64) if labels is None else labels.astype(np.int64)
-        chosen = np.flatnonzero((scores >= CONFIDENT) & (labels != self.background) & np.isfinite(boxes).all(1))
-        chosen = chosen[np.argsort(-scores[chosen], kind="stable")][: 4 * MOST]
+        chosen = np.flatnonzero((scores >= how.score) & (labels != self.background) & np.isfinite(boxes).all(1))
+        chosen = chosen[np.argsort(-scores[chosen], kind="stable")][: (8 if suppress else 1) * how.most]
         corners = boxes[chosen]
         if self.centred:
             corners = np.concatenate([corners[:, :2] - corners[:, 2:] / 2, corners[:, :2] + corners[:, 2:] / 2], axis=1)
         found = Boxes(corners, labels[chosen], scores[chosen])
-        return _suppressed(found) if suppress else Boxes(corners[:MOST], found.labels[:MOST], found.scores[:MOST])
+        return suppressed(found, how) if suppress else found
 
 
 def reader(source: Sequence[Outputs]) -> Reader | None:
@@ -144,58 +125,6 @@ def reader(source: Sequence[Outputs]) -> Reader | None:
         if found is not None:
             return found
     return None
-
-
-def agreement(source: Sequence[Sequence[Boxes]], other: Sequence[Sequence[Boxes]]) -> dict[str, Any]:
-    """F1 of the boxes of two models: twice the pairs of one class and enough overlap, over all boxes.
-
-    Parameters
-    ----------
-    source, other
-        Boxes of every picture, feed by feed; a picture that one has more counts as empty in the other.
-
-    Returns
-    -------
-    dict
-        ``f1`` (1 where neither finds anything), and how many boxes each finds: ``source``, ``other``.
-    """
-    pairs = total = mine = 0
-    empty = Boxes(np.zeros((0, 4)), np.zeros(0, np.int64), np.zeros(0))
-    for a, b in zip(source, other, strict=True):
-        for n in range(max(len(a), len(b))):
-            p, q = (boxes[n] if n < len(boxes) else empty for boxes in (a, b))
-            pairs += _pairs(p, q)
-            mine += len(p)
-            total += len(p) + len(q)
-    return {"f1": 2 * pairs / total if total else 1.0, "source": mine, "other": total - mine}
-
-
-def _pairs(a: Boxes, b: Boxes) -> int:
-    from scipy.optimize import linear_sum_assignment
-
-    fits = (_overlap(a.corners, b.corners) >= SAME) & (a.labels[:, None] == b.labels[None])
-    return int(fits[linear_sum_assignment(fits, maximize=True)].sum())
-
-
-def _overlap(a: Array, b: Array) -> Array:
-    """Intersection over union, float64[n, m]."""
-    low, high = np.maximum(a[:, None, :2], b[None, :, :2]), np.minimum(a[:, None, 2:], b[None, :, 2:])
-    common = np.maximum(high - low, 0).prod(2)
-    area_a, area_b = ((c[:, 2:] - c[:, :2]).prod(1) for c in (a, b))
-    return np.asarray(common / np.maximum(area_a[:, None] + area_b[None] - common, 1e-12))
-
-
-def _suppressed(boxes: Boxes) -> Boxes:
-    """The best of boxes of one class that overlap; ``boxes`` come best first."""
-    overlap = (_overlap(boxes.corners, boxes.corners) > SAME) & (boxes.labels[:, None] == boxes.labels[None])
-    gone = np.zeros(len(boxes), np.bool_)
-    kept: list[int] = []
-    for n in range(len(boxes)):
-        if not gone[n]:
-            kept.append(n)
-            gone |= overlap[n]
-    chosen = np.asarray(kept[:MOST], np.int64)
-    return Boxes(boxes.corners[chosen], boxes.labels[chosen], boxes.scores[chosen])
 
 
 def _in_unit(array: Array) -> bool:
@@ -294,7 +223,7 @@ def _as_map(name: str, many: Sequence[Array]) -> Reader | None:
     return Reader("map", (name,))
 
 
-def _regions(probability: Array) -> Boxes:
+def _regions(probability: Array, how: Picking) -> Boxes:
     """Connected regions of a map that are more likely than not, as boxes."""
     from scipy import ndimage
 
@@ -302,5 +231,5 @@ def _regions(probability: Array) -> Boxes:
     places = ndimage.find_objects(regions)
     corners = [[c.start, r.start, c.stop, r.stop] for r, c in places if min(r.stop - r.start, c.stop - c.start) > 1]
     scores = [float(probability[place].mean()) for place in places if min(s.stop - s.start for s in place) > 1]
-    order = np.argsort(-np.asarray(scores), kind="stable")[:MOST] if scores else np.zeros(0, np.int64)
+    order = np.argsort(-np.asarray(scores), kind="stable")[: how.most] if scores else np.zeros(0, np.int64)
     return Boxes(np.asarray(corners, np.float64).reshape(-1, 4)[order], np.zeros(len(order), np.int64), np.asarray(scores)[order])

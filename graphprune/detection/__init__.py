@@ -1,0 +1,1 @@
+"""Detectors: boxes in outputs, annotated pictures, average precision, and heads in graphs."""
