@@ -17,6 +17,7 @@ from graphprune import collecting, combine, gradients
 from graphprune.backends import onnx as writer
 from graphprune.backends import openvino
 from graphprune.calibration import samples_for
+from graphprune.comparing import run_all
 from graphprune.errors import GraphPruneError, OutputError, UsageError, VerificationError
 from graphprune.evaluation import Evaluation, evaluate
 from graphprune.feeding import feed_size, fitting_feeds, samples_in
@@ -26,7 +27,7 @@ from graphprune.frontends.onnx import SOURCE_FILES, Loaded, check_finite, load, 
 from graphprune.options import Options, as_tuple
 from graphprune.passes.base import Pass, State
 from graphprune.passes.select import check_scored
-from graphprune.passes.verify import Verify, run_all
+from graphprune.passes.verify import Verify
 from graphprune.plan import Plan, plan_path
 from graphprune.plugins import discover
 from graphprune.spec import instantiate, parse_pass_spec

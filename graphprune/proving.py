@@ -11,10 +11,11 @@ import numpy as np
 import onnx_ir as ir
 
 from graphprune.backends import openvino
+from graphprune.comparing import compare, run_all
 from graphprune.errors import DataError, ModelError, UsageError, VerificationError
 from graphprune.inputs import Feed
 from graphprune.passes.base import State
-from graphprune.passes.verify import TOLERANCE, Verify, compare, run_all, tolerance_of
+from graphprune.passes.verify import TOLERANCE, Verify, tolerance_of
 from graphprune.pipeline import load_any
 from graphprune.plan import Plan, plan_path
 from graphprune.replay import replay
@@ -74,11 +75,11 @@ def verify(source: Any, cut: str | os.PathLike[str], plan: str | os.PathLike[str
     try:
         for outputs in run_all(given, feeds if changed or quantised else feeds[:1]):
             _check_finite_outputs(outputs, bool(changed or quantised))
-        worst, where = compare(masked, state.cut if changed or quantised else given, feeds)
+        allowed = tolerance_of(state.model)
+        worst, where = compare(masked, state.cut if changed or quantised else given, feeds, allowed)
     except (ModelError, DataError, UsageError) as error:
         run_all(masked, feeds)  # raises what is wrong with the source, if it is the source
         raise VerificationError(f"the cut model does not run on the source's inputs: {error}") from error
-    allowed = tolerance_of(state.model)
     report = {**state.plan.verify, "max_rel_error": worst, "tolerance": allowed, "passed": bool(worst <= allowed)}
     report["recovered"], report["quantised"] = len(changed), quantised
     if not report["passed"]:
@@ -108,8 +109,8 @@ def _verify_ir(
         # What recovery or INT8 made has no masked original: the cut that it started from is proved, and that the file runs.
         for feed in feeds:
             _check_finite_outputs(openvino.Compiled(path).run(feed), True)
-        worst, where = compare(masked, state.cut, feeds)
         allowed = tolerance_of(state.model)
+        worst, where = compare(masked, state.cut, feeds, allowed)
         if not worst <= allowed:
             raise VerificationError(f"output '{where}' differs by {worst:.2g} of its maximum (allowed {allowed:g})")
         proof: dict[str, Any] = {"max_rel_error": worst, "tolerance": allowed}

@@ -24,10 +24,11 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
 
 from graphprune.backends import onnx as writer
 from graphprune.backends.ort import Runner
+from graphprune.comparing import compare
 from graphprune.errors import DataError, ModelError, UsageError
 from graphprune.inputs import Feed
 from graphprune.ops.placement import WEIGHTED, Placement, is_quantised, output_axis, quantisable, spare_pairs
-from graphprune.passes.verify import compare, tolerance_of
+from graphprune.passes.verify import tolerance_of
 
 Method = Literal["minmax", "entropy", "percentile"]
 #: The first opset in which scales may follow an axis.

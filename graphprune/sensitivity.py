@@ -137,8 +137,8 @@ def sensitivity(
 def measure(job: Job) -> list[dict[str, Any]]:
     """Curves of a job's groups, as plain data."""
     from graphprune.calibration import samples_for
+    from graphprune.comparing import run_all
     from graphprune.feeding import feed_size
-    from graphprune.passes.verify import run_all
 
     state, chooser = _scored(job.model, job.options)
     coupling = state.need_coupling()
@@ -162,7 +162,7 @@ def measure(job: Job) -> list[dict[str, Any]]:
 
 
 def _divergence(state: State, dead: Any, feeds: Any, source: Any) -> float:
-    from graphprune.passes.verify import run_all
+    from graphprune.comparing import run_all
 
     cut = Rewriter(state.model, state.need_coupling(), state.need_facts(), dead).run()
     try:

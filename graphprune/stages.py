@@ -12,11 +12,11 @@ import onnx_ir as ir
 
 from graphprune.backends.onnx import file_bytes
 from graphprune.calibration import samples_for
+from graphprune.comparing import run_all
 from graphprune.feeding import feed_size, fitting_feeds, samples_in
 from graphprune.fidelity import compare_outputs
 from graphprune.inputs import Feed
 from graphprune.passes.base import State
-from graphprune.passes.verify import run_all
 
 #: Share of the samples that judge, as in a recovery.
 HELD_OUT = 0.2

@@ -299,7 +299,7 @@ def test_experts_keep_their_number_and_lose_width(fusion: int) -> None:
 def test_the_proof_has_teeth() -> None:
     """A cut with one wrong recurrent weight is not equal: exact equality elsewhere is no accident of the check."""
     from graphprune.calibration import samples_for
-    from graphprune.passes.verify import compare
+    from graphprune.comparing import compare
 
     result = gp.prune(lstm(), rate=0.5, scope="group")
     weight = result.model.graph.initializers["R"]

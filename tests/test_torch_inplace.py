@@ -413,3 +413,33 @@ def test_a_graph_that_is_not_the_module_is_not_handed_out():
     with pytest.raises(VerificationError, match=r"Decides is not translated rightly by TorchScript.*uncut as it is"):
         gp.prune(module, example, rate=0.5, scope="group")
     assert all(torch.equal(value, before[key]) for key, value in module.state_dict().items())
+
+
+class Ranked(nn.Module):
+    """The best cells by a score, and what is known of them; ``spread``: how far scores lie apart."""
+
+    def __init__(self, spread: float) -> None:
+        super().__init__()
+        self.body, self.score, self.out = nn.Conv2d(3, 32, 3), nn.Linear(32, 1), nn.Linear(32, 4)
+        self.spread = spread
+
+    def forward(self, x):
+        cells = torch.relu(self.body(x)).flatten(2).mT
+        scores = 1 + self.spread * self.score(cells).squeeze(-1)
+        best = scores.topk(20, dim=1).indices
+        return self.out(cells).gather(1, best.unsqueeze(-1).expand(-1, -1, 4))
+
+
+@pytest.mark.parametrize("spread", [1.0, 1e-5])
+def test_choice_that_rounding_makes_is_no_mistake_of_translation(spread):
+    """Where thousands of scores agree to the last digits nothing can be compared, and that is what is said."""
+    torch.manual_seed(0)
+    module, x = Ranked(spread), torch.randn(1, 3, 40, 40)
+    if spread == 1.0:
+        result = gp.prune(module, x, rate=0.5)
+        assert result.plan.verify["passed"] and module.body.out_channels < 32
+        return
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    with pytest.raises(gp.GraphPruneError, match="numbers so nearly equal that rounding decides"):
+        gp.prune(module, x, rate=0.5)
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())

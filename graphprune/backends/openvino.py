@@ -19,9 +19,10 @@ import onnx_ir as ir
 
 from graphprune.backends import onnx as writer
 from graphprune.backends.ort import Runner
+from graphprune.comparing import relative_error, saturated
 from graphprune.errors import ModelError, UsageError, VerificationError
 from graphprune.inputs import Feed, InputSpec
-from graphprune.passes.verify import TOLERANCE, relative_error, saturated, tolerance_of
+from graphprune.passes.verify import TOLERANCE, tolerance_of
 
 SUFFIX = ".xml"
 INSTALL = "pip install 'graphprune[openvino]'"

@@ -28,6 +28,11 @@ _FUSED_EARLY = {"LayerNormalization": 17}
 _OPTIONAL_ADDENDS = {"Conv": 2, "ConvTranspose": 2}
 #: The same, where they hold one number an output channel or column.
 _BIASES = {**_OPTIONAL_ADDENDS, "Gemm": 2}
+#: Ops that choose or step by the values of floating-point numbers: where two of them are nearly equal, rounding decides.
+_DECIDING = frozenset({
+    "ArgMax", "ArgMin", "Ceil", "Equal", "Floor", "Greater", "GreaterOrEqual", "Hardmax", "Less", "LessOrEqual", "Mod",
+    "NonMaxSuppression", "NonZero", "Round", "Sign", "TopK", "Unique",
+})  # fmt: skip
 #: Ops that read how large their input is, not what it holds.
 _SIZES = frozenset({"Shape", "Size"})
 #: Ops that make much of little -> the input that is the shape of the result; None where no input is.
@@ -39,6 +44,17 @@ BODY_TYPES = {"Loop": (ir.DataType.INT64, ir.DataType.BOOL)}
 def reads_sizes(node: ir.Node) -> bool:
     """Whether a node gives the sizes of its input, whatever that holds."""
     return node.op_type in _SIZES and not node.domain
+
+
+def decides(node: ir.Node) -> bool:
+    """Whether a node chooses by the values of numbers, so that its outputs jump where its inputs hardly differ."""
+    if node.domain:
+        return False
+    if node.op_type == "Cast":
+        target = ir.DataType(node.attributes.get_int("to", int(ir.DataType.FLOAT)))
+        return not target.is_floating_point()
+    # Where the largest one stands is a second output.
+    return node.op_type in _DECIDING or (node.op_type == "MaxPool" and len(node.outputs) > 1)
 
 
 def copies(node: ir.Node) -> bool:

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import onnx_ir as ir
 
 from graphprune.calibration import samples_for
+from graphprune.comparing import run_all
 from graphprune.errors import GraphPruneError, UsageError
 from graphprune.feeding import feed_size
 from graphprune.fidelity import compare_outputs
 from graphprune.gradients import need_torch
 from graphprune.passes.base import Kind, Pass, State
-from graphprune.passes.verify import run_all
 
 if TYPE_CHECKING:
     from graphprune.training.trainer import History, Recipe

@@ -8,12 +8,12 @@ from typing import ClassVar, Literal
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from graphprune.calibration import samples_for
+from graphprune.comparing import run_all
 from graphprune.errors import GraphPruneError, UsageError
 from graphprune.feeding import feed_size, fitting_feeds, samples_in
 from graphprune.fidelity import compare_outputs
 from graphprune.lstsq import one_thread
 from graphprune.passes.base import Kind, Pass, State
-from graphprune.passes.verify import run_all
 from graphprune.recovery import Recovery
 
 

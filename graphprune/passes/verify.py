@@ -11,12 +11,12 @@ import onnx_ir as ir
 
 from graphprune.backends.ort import Runner
 from graphprune.calibration import samples_for
+from graphprune.comparing import compare_runs, relative_error, run_all
 from graphprune.coupling import node_name
 from graphprune.cut import Rewriter
-from graphprune.errors import GraphPruneError, ModelError, UnprovableError, VerificationError
+from graphprune.errors import GraphPruneError, ModelError, VerificationError
 from graphprune.inputs import Feed
 from graphprune.masking import masked_original
-from graphprune.ops.pointwise import saturates
 from graphprune.ops.traits import QUANTISING
 from graphprune.passes.base import Kind, Pass, State
 
@@ -24,8 +24,6 @@ from graphprune.passes.base import Kind, Pass, State
 TOLERANCE = {"float64": 1e-4, "float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
 #: MACs of one inference above which one input has to do.
 HEAVY = 1_000_000_000
-#: Bytes of weights that a proof holds at a time: those of the masked original are copies.
-AT_ONCE = 64 << 20
 #: With quantised values in the graph a difference of rounding shows as a whole step.
 QUANTISED = 5e-2
 
@@ -52,8 +50,9 @@ class Verify(Pass):
             raise GraphPruneError("there is no cut to verify: run 'rewrite' first")
         masked = masked_original(state.rewriter)
         feeds = list(samples_for(state, n=self.count(state)))
+        allowed = self.tolerance if self.tolerance is not None else tolerance_of(state.model)
         try:
-            worst, where, found = compare_runs(masked, state.cut, feeds)
+            found = compare_runs(masked, state.cut, feeds, allowed)
         except ModelError as error:
             try:
                 run_all(state.model, feeds)
@@ -66,12 +65,19 @@ class Verify(Pass):
                     f"the model does not run, cut or uncut, so nothing can be proved: {before}{advice}"
                 ) from error
             raise VerificationError(f"the cut model does not run: {error}. Nothing was written") from error
-        allowed = self.tolerance if self.tolerance is not None else tolerance_of(state.model)
+        worst = found.worst
         state.plan.verify.update(max_rel_error=worst, passed=worst <= allowed, tolerance=allowed, samples=len(feeds))
         if not worst <= allowed:
-            raise VerificationError(self._explain(state, masked, feeds[:1], where, worst, allowed))
-        state.proved = feeds[0], found[0]
-        if worst == 0 and len(feeds) > 1 and state.dead is not None and state.dead.any() and _all_alike(state.cut, found):
+            raise VerificationError(self._explain(state, masked, feeds[:1], found.where, worst, allowed))
+        if found.decided:
+            state.plan.verify["decided"] = {"samples": found.undecided, "nodes": list(found.decided)}
+            more = f" and {len(found.decided) - 1} more" if len(found.decided) > 1 else ""
+            state.note(
+                f"on {found.undecided} of {len(feeds)} inputs the proof met numbers so nearly equal that rounding decides between "
+                f"them, at {found.decided[0]}{more}: what goes in agrees, and what follows was compared given the same choice"
+            )
+        state.proved = feeds[0], found.outputs[0]
+        if worst == 0 and len(feeds) > 1 and state.dead is not None and state.dead.any() and _all_alike(state.cut, found.outputs):
             state.note(
                 f"the cut model (before any recovery) gives the same outputs for all {len(feeds)} inputs: what told them "
                 "apart was removed, and the proof compared constants. Cut less, or share the budget otherwise (--allocate)"
@@ -112,92 +118,6 @@ def tolerance_of(model: ir.Model) -> float:
         if tensor is not None and tensor.size > 1:
             widest = max(widest, TOLERANCE.get(str(tensor.dtype.numpy()), 0.0))
     return widest or 1e-4
-
-
-def relative_error(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> float:
-    """Largest difference relative to the largest magnitude of ``a``; inf for other shapes or new NaNs.
-
-    Integers and booleans: the share of elements that differ.
-    """
-    if a.shape != b.shape:
-        return float("inf")
-    if a.size == 0:
-        return 0.0
-    if a.dtype.kind in "iubOSU":
-        return float((a != b).mean())
-    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    finite = np.isfinite(a)
-    if (finite != np.isfinite(b)).any():
-        return float("inf")
-    if not finite.any():
-        return 0.0
-    a, b = a[finite], b[finite]
-    return float(np.abs(a - b).max() / max(float(np.abs(a).max()), 1e-12)) if a.any() or b.any() else 0.0
-
-
-def compare(masked: ir.Model, cut: ir.Model, feeds: Iterable[Feed]) -> tuple[float, str]:
-    """Worst relative error over all outputs and samples, and the output that shows it."""
-    return compare_runs(masked, cut, feeds)[:2]
-
-
-def compare_runs(
-    masked: ir.Model, cut: ir.Model, feeds: Iterable[Feed]
-) -> tuple[float, str, list[Mapping[str, np.ndarray[Any, Any]]]]:
-    """As `compare`, and what ``cut`` gave."""
-    feeds = list(feeds)
-    names = [str(value.name) for value in cut.graph.outputs]
-    inner = saturated(cut) if (present := value_names(masked)) else {}
-    inner = {name: source for name, source in inner.items() if source in present}
-    wanted = list(dict.fromkeys([*names, *inner.values()]))
-    left = run_all(masked, feeds, wanted, AT_ONCE)
-    right = run_all(cut, feeds, wanted, AT_ONCE)
-    floats = [a[name] for a in left for name in names if a[name].dtype.kind == "f" and a[name].size]
-    if floats and not any(np.isfinite(array).any() for array in floats):
-        # NaN equals NaN: such a comparison would prove anything.
-        raise UnprovableError(
-            f"no output of the model holds a finite number on these inputs ({', '.join(names)}), so nothing can be "
-            "proved: give inputs that it was made for with --data, or train or export it again"
-        )
-    worst, where = 0.0, names[0] if names else ""
-    for a, b in zip(left, right, strict=True):
-        for name in names:
-            error = relative_error(a[name], b[name])
-            if name in inner and a[name].shape == b[name].shape:
-                error = min(error, relative_error(a[inner[name]], b[inner[name]]))
-            if error > worst:
-                worst, where = error, name
-    return worst, where, right
-
-
-def run_all(
-    model: ir.Model, feeds: list[Feed], outputs: list[str] | None = None, max_weight_bytes: int = 512 << 20
-) -> list[Mapping[str, np.ndarray[Any, Any]]]:
-    """Values of a model on several feeds: its outputs, or those named."""
-    found: list[Mapping[str, np.ndarray[Any, Any]]] = []
-    Runner(model, outputs=outputs, max_weight_bytes=max_weight_bytes).run_many(feeds, lambda _, values: found.append(values))
-    return found
-
-
-def value_names(model: ir.Model) -> set[str]:
-    """Names of all values that nodes of the main graph compute."""
-    return {str(value.name) for node in model.graph for value in node.outputs}
-
-
-def saturated(model: ir.Model) -> dict[str, str]:
-    """Outputs that a saturating function makes, with the value that goes into it.
-
-    In its flat part such a function gives nothing but its own rounding (a sigmoid of 1e-6 is off by 1e-7 in
-    float32), so two equal models seem to differ there. What goes in decides: the function is the same.
-    """
-    out: dict[str, str] = {}
-    computed = value_names(model)
-    for value in model.graph.outputs:
-        node = value.producer()
-        if node is not None and saturates(node) and node.inputs[0] is not None:
-            source = str(node.inputs[0].name)
-            if source in computed:
-                out[str(value.name)] = source
-    return out
 
 
 def first_difference(rewriter: Rewriter, masked: ir.Model, feed: Feed, allowed: float) -> tuple[str, str] | None:

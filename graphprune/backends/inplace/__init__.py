@@ -11,7 +11,7 @@ import onnx_ir as ir
 from graphprune.backends.inplace.cutting import cut_in_place, known_of, proof_of
 from graphprune.backends.inplace.graph import CutGraph, graph_module
 from graphprune.backends.inplace.masked import masked
-from graphprune.backends.inplace.proof import Arrays, Proof
+from graphprune.backends.inplace.proof import Arrays, Proof, Undecided
 from graphprune.backends.inplace.saved import load, stage
 from graphprune.backends.inplace.solve import Declined
 from graphprune.backends.torch import to_module
@@ -106,6 +106,11 @@ def check_export(state: State, proof: Proof | None = None) -> None:
     proof = proof_of(state) if proof is None else proof
     try:
         proof.check(source.module, proof.wanted(state.model), state.model)
+    except Undecided as error:
+        raise VerificationError(
+            f"{type(source.module).__name__} cannot be compared with its graph: {error}. Nothing was cut. Give weights that were "
+            "trained, or example inputs like those that it will run on"
+        ) from error
     except Declined as error:
         told = str(error).replace("the cut graph's", "that of the graph which torch's exporter made of it")
         way = "" if source.exported is not None else " by TorchScript, which holds what was decided for the example inputs"
