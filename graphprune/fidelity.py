@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphprune.detection.boxes import agreement
-from graphprune.detection.reading import reader
+from graphprune.detection.nearness import comparable, distance
+from graphprune.detection.reading import Reader, reader
 
 Array = NDArray[Any]
 Outputs = Mapping[str, Array]
@@ -30,12 +31,19 @@ def compare_outputs(source: Sequence[Outputs], other: Sequence[Outputs]) -> dict
         variance) and, where it holds classes, ``top1`` (share of positions where both prefer the same class) and ``kl``
         (nats from the source's distribution to the other's); for each output of integers, ``equal`` (share of equal elements).
         ``boxes``, where the outputs hold boxes (:mod:`graphprune.detection.reading`): ``f1`` of the other's boxes against the
-        source's, how many each finds, and in which outputs. ``divergence``: one number to compare by, the mean over
-        outputs of ``kl`` where there is one and of ``rel_mse`` elsewhere; where an output cannot be compared element by
-        element, as the number of boxes differs, ``1 - f1`` counts as well, and where there is no floating output, ``1 - equal``.
+        source's, how many each finds, in which outputs, and ``distance`` where they say something of every cell
+        (:mod:`graphprune.detection.nearness`). ``divergence``: one number to compare by, the mean over outputs of ``kl``
+        where there is one and of ``rel_mse`` elsewhere, of ``distance`` for those that have one; where an output cannot be
+        compared element by element, as the number of boxes differs, ``1 - f1`` counts as well, and where there is no floating
+        output, ``1 - equal``.
     """
     report: dict[str, Any] = {}
-    total, odd, unequal = [], False, []
+    total: list[float] = []
+    table: list[float] = []
+    unequal: list[float] = []
+    odd = False
+    how = reader(source)
+    dense = comparable(how, source)
     for name in source[0] if source else ():
         pairs = [(np.asarray(a[name]), np.asarray(b[name])) for a, b in zip(source, other, strict=True)]
         kind = pairs[0][0].dtype.kind
@@ -50,13 +58,29 @@ def compare_outputs(source: Sequence[Outputs], other: Sequence[Outputs]) -> dict
             if classes(pairs[0][0]):
                 entry["top1"], entry["kl"] = _agreement(pairs)
             report[name] = entry
-            total.append(entry.get("kl", entry["rel_mse"]))
+            (table if dense and how is not None and name in how.names else total).append(entry.get("kl", entry["rel_mse"]))
     found: dict[str, Any] = {"outputs": report}
-    if (how := reader(source)) is not None:
+    if how is not None:
         found["boxes"] = {**agreement([how.read(s) for s in source], [how.read(o) for o in other]), "outputs": list(how.names)}
-        if odd:
+        if dense and (apart := _distance(how, source, other)) is not None:
+            found["boxes"]["distance"] = apart
+            table = [apart]
+        elif odd:
             total.append(1 - found["boxes"]["f1"])
+    total += table
     return {"divergence": float(np.mean(total or unequal)) if total or unequal else 0.0, **found}
+
+
+def _distance(how: Reader, source: Sequence[Outputs], other: Sequence[Outputs]) -> float | None:
+    """How far the other's cells are from the source's; None where shapes differ, or the source finds nothing."""
+    error = weight = 0.0
+    for a, b in zip(source, other, strict=True):
+        theirs, mine = ({name: np.asarray(outputs[name], np.float64) for name in how.names[:2]} for outputs in (a, b))
+        if any(theirs[name].shape != mine[name].shape for name in theirs):
+            return None
+        found = distance(how, theirs, mine, np)
+        error, weight = error + float(found[0]), weight + float(found[1])
+    return error / weight if weight > 0 else None
 
 
 def _relative_error(pairs: Sequence[tuple[Array, Array]]) -> float:

@@ -61,7 +61,7 @@ class Reader:
         if self.kind == "rows":
             return self._rows(np.asarray(outputs[self.names[0]], np.float64), how)
         if self.kind == "raw":
-            array = _features_last(np.asarray(outputs[self.names[0]], np.float64))
+            array = features_last(np.asarray(outputs[self.names[0]], np.float64))
             first = 5 if self.objectness else 4
             scores = array[..., first:] * (array[..., 4:5] if self.objectness else 1.0)
             return [self._best(b, s, None, how, suppress=True) for b, s in zip(array[..., :4], scores, strict=True)]
@@ -127,7 +127,8 @@ def reader(source: Sequence[Outputs]) -> Reader | None:
     return None
 
 
-def _in_unit(array: Array) -> bool:
+def in_unit(array: Array) -> bool:
+    """Whether numbers may be probabilities."""
     return bool(array.size == 0 or (np.isfinite(array).all() and array.min() >= -1e-6 and array.max() <= 1 + 1e-6))
 
 
@@ -149,7 +150,7 @@ def _is_centred(boxes: Array) -> bool | None:
 
 
 def _probabilities(scores: Array) -> Array:
-    if _in_unit(scores):
+    if in_unit(scores):
         return scores
     scores = np.exp(scores - scores.max(-1, keepdims=True))
     return np.asarray(scores / scores.sum(-1, keepdims=True))
@@ -161,14 +162,14 @@ def _split(name: str, boxes: Sequence[Array], arrays: Mapping[str, Sequence[Arra
     beside = {other: many for other, many in arrays.items() if other != name}
     one_each = {other: many for other, many in beside.items() if [a.shape for a in many] == lead}
     labels = next((other for other, many in one_each.items() if many[0].dtype.kind != "f"), None)
-    scores = next((other for other, many in one_each.items() if many[0].dtype.kind == "f" and all(map(_in_unit, many))), None)
+    scores = next((other for other, many in one_each.items() if many[0].dtype.kind == "f" and all(map(in_unit, many))), None)
     background = -1
     if scores is None:
         classes = {other: many for other, many in beside.items() if many[0].dtype.kind == "f" and many[0].ndim > len(lead[0])}
         scores = next((other for other, many in classes.items() if [a.shape[:-1] for a in many] == lead), None)
         if scores is None:
             return None
-        if not all(map(_in_unit, classes[scores])):
+        if not all(map(in_unit, classes[scores])):
             share = np.bincount(_joined(classes[scores], classes[scores][0].shape[-1]).argmax(1), minlength=1)
             background = int(share.argmax()) if share.max() > BACKGROUND * share.sum() else -1
     centred = _is_centred(_joined(boxes, 4))
@@ -187,7 +188,7 @@ def _as_rows(name: str, many: Sequence[Array]) -> Reader | None:
         return None
     layouts = [(-1, 0, 4, 5)] if width == 6 else [(0, 1, 6, 5), (0, 3, 2, 1)]
     for picture, box, score, label in layouts:
-        fits = _whole(rows[:, label]) and _in_unit(rows[:, score]) and not _whole(rows[:, score])
+        fits = _whole(rows[:, label]) and in_unit(rows[:, score]) and not _whole(rows[:, score])
         if picture >= 0:
             fits = fits and _whole(rows[:, picture]) and rows[:, picture].min() >= -1
         if fits and _is_centred(rows[:, box : box + 4]) is False:
@@ -195,17 +196,17 @@ def _as_rows(name: str, many: Sequence[Array]) -> Reader | None:
     return None
 
 
-def _features_last(array: Array) -> Array:
-    """``[pictures, anchors, features]``: there are more anchors than features."""
-    return array if array.shape[1] >= array.shape[2] else array.transpose(0, 2, 1)
+def features_last(array: Any) -> Any:
+    """``[pictures, anchors, features]``, an array or a tensor: there are more anchors than features."""
+    return array if array.shape[1] >= array.shape[2] else array.swapaxes(1, 2)
 
 
 def _as_raw(name: str, many: Sequence[Array]) -> Reader | None:
     """One row an anchor: a box, then scores."""
     if many[0].ndim != 3 or min(many[0].shape[1:]) < 5 or max(many[0].shape[1:]) < 64:
         return None
-    rows = np.concatenate([_features_last(a).reshape(-1, min(a.shape[1:])) for a in many])
-    if not _in_unit(rows[:, 4:]) or _in_unit(rows[:, :4]):
+    rows = np.concatenate([features_last(a).reshape(-1, min(a.shape[1:])) for a in many])
+    if not in_unit(rows[:, 4:]) or in_unit(rows[:, :4]):
         return None
     centred = _is_centred(rows[:, :4])
     if centred is None:
@@ -218,7 +219,7 @@ def _as_raw(name: str, many: Sequence[Array]) -> Reader | None:
 
 def _as_map(name: str, many: Sequence[Array]) -> Reader | None:
     first = many[0]
-    if first.ndim != 4 or first.shape[1] != 1 or min(first.shape[2:]) < 16 or not all(map(_in_unit, many)):
+    if first.ndim != 4 or first.shape[1] != 1 or min(first.shape[2:]) < 16 or not all(map(in_unit, many)):
         return None
     return Reader("map", (name,))
 

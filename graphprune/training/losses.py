@@ -10,7 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-Kind = Literal["logits", "probabilities", "values"]
+from graphprune.detection.nearness import distance
+from graphprune.detection.reading import Reader
+
+Kind = Literal["logits", "probabilities", "values", "detections"]
 
 #: What is exactly 0 in float32 is not impossible, only small.
 LEAST = 1e-12
@@ -26,11 +29,24 @@ class Output:
         Its number among the outputs of teacher and student.
     kind
         ``logits`` and ``probabilities`` hold classes on their last axis and are compared as distributions; ``values`` are not.
+        ``detections`` hold boxes and probabilities cell by cell.
+    how
+        For ``detections``: where.
     """
 
     name: str
     place: int
     kind: Kind
+    how: Reader | None = None
+
+
+def apart(one: Output, student: Sequence[Tensor], teacher: Sequence[Tensor], names: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Error and weight of detections (:func:`graphprune.detection.nearness.distance`); ``names``: of the tensors."""
+    assert one.how is not None
+    places = [names.index(name) for name in one.how.names[:2]]
+    s, t = ({names[place]: found[place].float() for place in places} for found in (student, teacher))
+    error, weight = distance(one.how, t, s, torch)
+    return error, weight
 
 
 def kind_of(y: Tensor) -> Kind:
@@ -63,7 +79,7 @@ def relative_error(student: Tensor, teacher: Tensor, variance: float) -> Tensor:
     return F.mse_loss(student.float(), teacher.float()) / max(variance, LEAST)
 
 
-def judged(outputs: Sequence[Output], student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+def judged(outputs: Sequence[Output], student: Sequence[Tensor], teacher: Sequence[Tensor], names: Sequence[str]) -> Tensor:
     """Sums that :func:`score` makes one number of, float64[outputs, 4]: error, rows, and the teacher's first and second moment.
 
     They add up over batches and processes.
@@ -71,12 +87,14 @@ def judged(outputs: Sequence[Output], student: Sequence[Tensor], teacher: Sequen
     rows = []
     for one in outputs:
         s, t = student[one.place], teacher[one.place]
-        if one.kind == "values":
+        zero = torch.zeros(())
+        if one.kind == "detections":
+            parts = (*apart(one, student, teacher, names), zero, zero)
+        elif one.kind == "values":
             s, t = s.double(), t.double()
             parts = (s - t).square().sum(), torch.tensor(float(t.numel())), t.sum(), t.square().sum()
         else:
             p, q = log_distribution(t, one.kind).double(), log_distribution(s, one.kind).double()
-            zero = torch.zeros(())
             parts = (p.exp() * (p - q)).sum(), torch.tensor(float(t[..., 0].numel())), zero, zero
         rows.append(torch.stack([part.double().cpu() for part in parts]))
     return torch.stack(rows)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -14,12 +14,14 @@ from torch import Tensor, fx
 
 from graphprune.backends.torch import to_module
 from graphprune.coupling import Coupling
+from graphprune.detection.nearness import comparable
+from graphprune.detection.reading import Reader, reader
 from graphprune.errors import UsageError
 from graphprune.featuremaps import layer_inputs, layer_outputs
 from graphprune.ops.traits import softmax_over_last
 from graphprune.passes.base import State
 from graphprune.training.batches import INDEX, Batch, Data
-from graphprune.training.losses import Output, divergence, judged, kind_of, relative_error, score
+from graphprune.training.losses import Output, apart, divergence, judged, kind_of, relative_error, score
 
 #: Samples that one pass of the teacher takes while its outputs are stored.
 _CHUNK = 32
@@ -208,6 +210,10 @@ class Teaching:
             s, t = found[0][0][place], first[place]
             if t.is_floating_point() and t.shape == s.shape and t.numel():
                 kinds[name] = "logits" if name in self.logits else kind_of(t)
+        how = _detections([t for _, t in found], self.names, kinds)
+        if how is not None:
+            for name in how.names[:2]:
+                kinds[name] = "detections"
         if not kinds:
             raise UsageError(
                 f"distillation compares floating-point outputs of the same shape; the model has none ({', '.join(self.names)})"
@@ -216,15 +222,21 @@ class Teaching:
         variance = {place: float(torch.stack([t[place].float().var() for _, t in found]).mean()) for place in wanted}
         variance |= {f.place: float(torch.stack([f.of(t[f.place]).float().var() for _, t in found]).mean()) for f in self.features}
         variance = {place: value for place, value in variance.items() if value > 0 or place < len(self.names)}
-        self.resume({"kinds": kinds, "variance": {str(k): v for k, v in variance.items()}, "balance": 0.0})
+        notes = {"kinds": kinds, "variance": {str(k): v for k, v in variance.items()}, "balance": 0.0}
+        notes["how"] = None if how is None else asdict(how)
+        self.resume(notes)
         outputs = float(torch.stack([self._outputs(s, t) for s, t in found]).mean())
         features = float(torch.stack([self._features(s, t) for s, t in found]).mean())
         self.balance = self.weight * outputs / features if features > 0 else 0.0
-        return {"kinds": kinds, "variance": {str(k): v for k, v in variance.items()}, "balance": self.balance}
+        return {**notes, "balance": self.balance}
 
     def resume(self, notes: Mapping[str, Any]) -> None:
         kinds = notes["kinds"]
-        self.outputs = [Output(name, place, kinds[name]) for place, name in enumerate(self.names) if name in kinds]
+        how = None if notes.get("how") is None else Reader(**{k: _tuples(v) for k, v in notes["how"].items()})
+        # What holds boxes and what holds their scores is one thing to compare.
+        beside = () if how is None else how.names[1:2]
+        self.outputs = [Output(name, place, kinds[name], how if kinds[name] == "detections" else None)
+                        for place, name in enumerate(self.names) if name in kinds and name not in beside]  # fmt: skip
         self.variance = {int(place): float(value) for place, value in notes["variance"].items()}
         self.balance = float(notes["balance"])
 
@@ -232,7 +244,10 @@ class Teaching:
         parts = []
         for one in self.outputs:
             s, t = student[one.place], teacher[one.place]
-            if one.kind == "values":
+            if one.kind == "detections":
+                error, believed = apart(one, student, teacher, self.names)
+                parts.append(error / believed.clamp_min(1e-3))
+            elif one.kind == "values":
                 parts.append(relative_error(s, t, self.variance[one.place]))
             else:
                 parts.append(divergence(s, t, one.kind, self.temperature))
@@ -252,10 +267,22 @@ class Teaching:
         return total + self.balance * self._features(found, teacher) if self.balance else total
 
     def judge(self, found: tuple[Tensor, ...], batch: Batch) -> Tensor:
-        return judged(self.outputs, found, self.teacher.judging(batch, len(self.names)))
+        return judged(self.outputs, found, self.teacher.judging(batch, len(self.names)), self.names)
 
     def score(self, sums: Tensor) -> float:
         return score(self.outputs, sums)
+
+
+def _detections(teacher: Sequence[tuple[Tensor, ...]], names: Sequence[str], kinds: Mapping[str, str]) -> Reader | None:
+    """How the teacher's outputs hold boxes cell by cell, None where they do not."""
+    places = {name: place for place, name in enumerate(names) if name in kinds}
+    outputs = [{name: t[place].detach().float().cpu().numpy() for name, place in places.items()} for t in teacher]
+    how = reader(outputs)
+    return how if comparable(how, outputs) else None
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def features_of(state: State, names: Sequence[str], values: Sequence[ir.Value]) -> list[Feature]:
