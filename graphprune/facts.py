@@ -16,6 +16,8 @@ from graphprune.errors import ModelError
 Array = npt.NDArray[Any]
 Dims = tuple[int | None, ...]
 
+OPEN = -(1 << 62) - 1
+"""What stands in `Facts.sizes` for a size that is not known."""
 MAX_CONSTANT = 65_536  # elements of a constant that `Facts.known` reads
 
 
@@ -47,6 +49,7 @@ class Facts:
         self.depth = 0
         self._types: dict[ir.Value, Type] = {}
         self._known: dict[ir.Value, Array] = {}
+        self._sizes: dict[ir.Value, Array] = {}
         self._tensors: dict[ir.Value, tuple[object, ir.TensorProtocol, Type]] = {}
         self._small: dict[ir.Value, tuple[object, Array | None]] = {}
 
@@ -100,6 +103,11 @@ class Facts:
         self._small[value] = (constant[0], array)
         return array
 
+    def sizes(self, value: ir.Value) -> Array | None:
+        """Return what is known of sizes that a model reads, `OPEN` where one is not; all of it where all is known."""
+        array = self._sizes.get(value)
+        return self.known(value) if array is None else array
+
     def constant(self, value: ir.Value) -> Array | None:
         """Return an initializer or a Constant's tensor of any size, memory-mapped where it is external."""
         constant = self._constant(value)
@@ -124,6 +132,7 @@ class Facts:
         """Say what is known of the type of ``value``; drops its known value."""
         self._types[value] = type_
         self._known.pop(value, None)
+        self._sizes.pop(value, None)
 
     def set_known(self, value: ir.Value, array: Array) -> None:
         """Say that ``value`` is ``array``, whose shape and element type become the value's."""
@@ -135,9 +144,17 @@ class Facts:
             dtype = self.type(value).dtype
         self._types[value] = Type(dtype, tuple(int(d) for d in array.shape))
 
+    def set_sizes(self, value: ir.Value, array: Array) -> None:
+        """Say what is known of sizes that ``value`` holds, `OPEN` for those that are not."""
+        if is_open(array):
+            self._sizes[value] = array
+        else:
+            self.set_known(value, array)
+
     def forget(self, value: ir.Value) -> None:
         """Drop what was inferred: constants are read afresh, all others are unknown until stepped again."""
         self._known.pop(value, None)
+        self._sizes.pop(value, None)
         self._tensors.pop(value, None)
         self._small.pop(value, None)
         self._types.pop(value, None)
@@ -175,6 +192,11 @@ class Facts:
             return None
         self._tensors[value] = entry
         return entry
+
+
+def is_open(array: Array) -> bool:
+    """Whether a size among these is not known, see `Facts.sizes`."""
+    return array.dtype == np.int64 and bool((array == OPEN).any())
 
 
 def constant_tensor(value: ir.Value) -> ir.TensorProtocol | None:

@@ -19,10 +19,10 @@ import onnx.defs
 import onnx.shape_inference
 import onnx_ir as ir
 
-from graphprune.facts import UNKNOWN, Array, Dims, Facts, Type
+from graphprune.facts import OPEN, UNKNOWN, Array, Dims, Facts, Type, is_open
 from graphprune.ops import contrib_shapes, inferring
 from graphprune.ops.evaluate import evaluate, is_bounded
-from graphprune.ops.traits import reads_sizes
+from graphprune.ops.traits import joins, picks, reads_sizes
 
 __all__ = ["UNKNOWN", "Array", "Dims", "Facts", "Type", "infer", "probe_inputs", "run_graph", "start", "step"]
 
@@ -253,7 +253,13 @@ def _compute(node: ir.Node, types: Sequence[Type | None], facts: Facts, opsets: 
         dims = types[0].dims if types and types[0] is not None else None
         if dims is not None and (sizes := inferring.read_sizes(node, dims)) is not None:
             facts.set_known(outputs[0], sizes)
+        elif dims is not None and node.op_type == "Shape":
+            found = inferring.read_sizes(node, tuple(OPEN if size is None else size for size in dims))
+            if found is not None:
+                facts.set_sizes(outputs[0], found)
         return
+    if picks(node) and len(outputs) == 1:
+        _pick(node, facts, opsets)
     inputs: list[Array | None] = []
     for value in node.inputs:
         array = None if value is None else facts.known(value)
@@ -272,6 +278,21 @@ def _compute(node: ir.Node, types: Sequence[Type | None], facts: Facts, opsets: 
             facts.set_known(value, array.astype(dtype.numpy(), copy=False))
         except (TypeError, ValueError):
             continue
+
+
+def _pick(node: ir.Node, facts: Facts, opsets: Mapping[str, int]) -> None:
+    """Where some sizes are open, find out which of them a node picks: the height of a picture does not hang on the batch."""
+    # What says which elements stay must be known; only what they are picked from may be open.
+    count = len(node.inputs) if joins(node) else 1
+    inputs = [None if v is None else facts.sizes(v) if i < count else facts.known(v) for i, v in enumerate(node.inputs)]
+    if any(array is None and value is not None for array, value in zip(inputs, node.inputs, strict=True)):
+        return
+    if not any(array is not None and is_open(array) for array in inputs):
+        return
+    results = evaluate(node, inputs, opsets)
+    dtype = facts.dtype(node.outputs[0])
+    if results and results[0].size <= MAX_KNOWN and dtype in (None, ir.DataType.INT64):
+        facts.set_sizes(node.outputs[0], results[0].astype(np.int64, copy=False))
 
 
 # A whole graph

@@ -14,6 +14,7 @@ import onnx_ir as ir
 import pytest
 
 from graphprune.errors import ModelError
+from graphprune.facts import OPEN
 from graphprune.shapes import Facts, infer, probe_inputs, step
 from tests.shape_nets import FLOAT, INT64, by_name, parse, shapes_of
 
@@ -376,3 +377,31 @@ def test_initializers_listed_as_inputs_are_constants() -> None:
     model = parse(text)
     assert probe_inputs(model, {}) == {"x": (1, 2)}
     assert infer(model, {"x": (1, 2)}).known(by_name(model)["w"]).sum() == 10
+
+
+def test_sizes_that_are_known_are_picked_out_of_shapes_that_are_not() -> None:
+    """Of a picture with an open batch, height and width are constants, whatever moves them about."""
+    text = """<ir_version: 8, opset_import: ["": 17]> net (float[batch, 3, 8, 12] x) => (float y) {
+        shape = Shape(x)
+        two = Constant<value = int64 {2}>() zero = Constant<value = int64[1] {0}>() three = Constant<value = int64[1] {3}>()
+        one = Constant<value = int64[1] {1}>() four = Constant<value = int64[1] {4}>()
+        height = Gather(shape, two)
+        limit = Cast<to = 1>(height)
+        start = Constant<value = float {0.0}>() step = Constant<value = float {1.0}>()
+        rows = Range(start, limit, step)
+        batch = Slice(shape, zero, one)
+        joined = Concat<axis = 0>(batch, four)
+        last = Slice(joined, one, two1)
+        channels = Slice(shape, one, two1)
+        chosen = Gather(three, batch)
+        y = Identity(x)
+    }"""
+    text = text.replace("step = Constant", "two1 = Constant<value = int64[1] {2}>() step = Constant")
+    model = ir.serde.deserialize_model(onnx.parser.parse_model(text))
+    facts = infer(model, {})
+    values = {v.name: facts.known(v) for node in model.graph for v in node.outputs}
+    assert values["height"] == 8 and values["rows"].tolist() == list(range(8)) and values["channels"].tolist() == [3]
+    assert values["last"].tolist() == [4]
+    assert values["batch"] is None and values["joined"] is None and values["shape"] is None and values["chosen"] is None
+    batch = next(v for node in model.graph for v in node.outputs if v.name == "batch")
+    assert facts.sizes(batch).tolist() == [OPEN]

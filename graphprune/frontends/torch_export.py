@@ -40,6 +40,8 @@ LARGEST_TRACE = 1_500_000_000
 #: Elements from which a matrix that a tracer made is taken for a weight without its name.
 LOST_WEIGHT = 16
 _MESSAGE = 600
+#: What writes operators of other libraries as ONNX, as ``torch.onnx.export(custom_translation_table=...)`` takes it.
+TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any] | list[Callable[..., Any]]] = {}
 
 
 class Flattened(torch.nn.Module):
@@ -337,7 +339,9 @@ def tensor_of(tensor: torch.Tensor, name: str) -> ir.TensorProtocol:
 
 
 def _written(program: Any) -> ir.Model:
-    written = torch.onnx.export(program, dynamo=True, optimize=False, verbose=False)
+    written = torch.onnx.export(
+        program, dynamo=True, optimize=False, verbose=False, custom_translation_table=dict(TRANSLATIONS)
+    )
     assert written is not None
     model: ir.Model = written.model
     return model

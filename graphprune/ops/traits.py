@@ -35,6 +35,8 @@ _DECIDING = frozenset({
 })  # fmt: skip
 #: Ops that read how large their input is, not what it holds.
 _SIZES = frozenset({"Shape", "Size"})
+#: Ops that only say which elements stay and where.
+_PICKING = frozenset({"Concat", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"})
 #: Ops that make much of little -> the input that is the shape of the result; None where no input is.
 _GROWING = {"ConstantOfShape": 0, "Expand": 1, "Tile": None, "Range": None, "OneHot": None, "EyeLike": None}
 #: Element types of the inputs that a body begins with by its op: the step's number, and whether to go on.
@@ -55,6 +57,11 @@ def decides(node: ir.Node) -> bool:
         return not target.is_floating_point()
     # Where the largest one stands is a second output.
     return node.op_type in _DECIDING or (node.op_type == "MaxPool" and len(node.outputs) > 1)
+
+
+def picks(node: ir.Node) -> bool:
+    """Whether every element that a node gives is one of those that it is given, and which does not hang on what they are."""
+    return node.op_type in _PICKING and not node.domain
 
 
 def copies(node: ir.Node) -> bool:
