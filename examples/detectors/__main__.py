@@ -44,13 +44,17 @@ def main(arguments: list[str] | None = None) -> int:
     wanted.add_argument("--weights", type=Path, help="Darknet's .weights, or a state dict (.pth, .safetensors)")
     wanted.add_argument("--size", type=int, help="height and width of the pictures")
     wanted.add_argument("--classes", type=int, help="as many as the weights were trained for")
+    wanted.add_argument("--proposals", type=int, help="of Faster R-CNN; 1000, as published, where there are weights")
     wanted.add_argument("--raw", action="store_true", help="end at the maps of the heads, before boxes are decoded")
     wanted.add_argument("-o", "--output", type=Path, help="default NAME.onnx")
     options = parser.parse_args(arguments)
     factory = importlib.import_module(f"examples.detectors.{options.name}").model
-    given = {"size": options.size, "classes": options.classes, "raw": options.raw or None}
+    names = inspect.signature(factory).parameters
+    given = {"size": options.size, "classes": options.classes, "raw": options.raw or None, "proposals": options.proposals}
+    if options.weights is not None and "proposals" in names and options.proposals is None:
+        given["proposals"] = 1000
     given = {key: value for key, value in given.items() if value is not None}
-    unknown = [f"--{key}" for key in given if key not in inspect.signature(factory).parameters]
+    unknown = [f"--{key}" for key in given if key not in names]
     if unknown:
         parser.error(f"{options.name} has no {', '.join(unknown)}")
     module, example = factory(**given)
