@@ -22,12 +22,18 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime as ort
 
 import graphprune as gp
 from benchmarks.tensorrt import Row, Sweep, parse_target
 from examples.detectors import MODELS
 from examples.detectors.__main__ import export
+from graphprune.backends import onnx as writer
+from graphprune.backends import tensorrt_rtx
+from graphprune.backends.tensorrt import Source, lower, prove
+from graphprune.backends.tensorrt.proof import samples
+from graphprune.devices import Target
 from tests.oracle import check
 
 CACHE = Path(__file__).with_name(".cache")
@@ -100,10 +106,26 @@ def judge(name: str, method: str, rate: float) -> Row:
         row["oracle"] = {"error": report.max_error, "effect": report.effect, "problems": report.problems[:5]}
         row |= batched(cut)
         targets = {text: parse_target(text) for text in TARGETS}
-        row["targets"] = Sweep(name, result.model, targets, {}, rtx=True).rows()
+        # What TensorRT-RTX lacks (a second stage: RoiAlign, NonMaxSuppression) it builds up to the raw heads.
+        whole = all(v.status != "unsupported" for v in lower(result.model, parse_target("rtx")).verdicts)
+        row["targets"] = Sweep(name, result.model, targets, {}, rtx=whole).rows()
+        if not whole:
+            row["raw"] = [raw_heads(result.model, target, Path(folder)) for target in targets.values()]
     row["seconds"] = round(time.process_time() - started[0], 1)
     row["seconds_rtx"] = round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - started[1], 1)
     return row
+
+
+def raw_heads(model: ir.Model, target: Target, folder: Path) -> Row:
+    """A model lowered up to the boxes and scores that suppression begins with."""
+    feeds = list(samples(model, n=1, shapes={}))
+    lowered = lower(model, target, raw_heads=True)
+    unsupported = sorted({f"{v.op}: {v.reason}" for v in lowered.verdicts if v.status == "unsupported"})
+    if unsupported:
+        return {"unsupported": unsupported}
+    path = writer.save(lowered.model, folder / "raw.onnx")[0]
+    shapes = {name: array.shape for name, array in feeds[0].items()}
+    return {"error": prove(Source(model, feeds), lowered)["max_rel_error"], "rtx": tensorrt_rtx.check(path, shapes=shapes).to_json()}
 
 
 def problems_of(row: Row) -> list[str]:
@@ -112,6 +134,9 @@ def problems_of(row: Row) -> list[str]:
         return [row["refused"]]
     found = [*row["oracle"]["problems"]]
     found += [] if row["open"] and row["batch"] < 1e-4 else [f"batch: {row['batch']:.1e}, open: {row['open']}"]
+    for target in row.get("raw", []):
+        found += [f"raw heads: {reason}" for reason in target.get("unsupported", [])]
+        found += [] if target.get("rtx", {"ok": True})["ok"] else [f"raw heads: TensorRT-RTX: {target['rtx']['errors'][:1]}"]
     for target in row["targets"]:
         found += [f"{target['target']}: {reason}" for reason in target.get("unsupported", [])]
         found += [f"{target['target']}: {target['failed']}"] if "failed" in target else []
@@ -137,11 +162,12 @@ def table(results: dict[str, Row]) -> str:
                 said = [row["targets"][place] for row in done]
                 good = [row for row in said if "error" in row and not row["unsupported"]]
                 lowered.append(f"{len(good)} of {len(said)}")
-            built = [target["rtx"]["ok"] for row in done for target in row["targets"] if "rtx" in target]
+            built = [target["rtx"]["ok"] for row in done for target in [*row["targets"], *row.get("raw", [])] if "rtx" in target]
+            raw = " (raw heads)" if any("raw" in row for row in done) else ""
             lines.append(
                 f"| {name} | {method} | {' / '.join(format(row['macs'], '.3f') for row in done)} | "
                 f"{max(row['error'] for row in done):.0e} | {max(row['oracle']['error'] for row in done):.0e} | "
-                f"{max(row['batch'] for row in done):.0e} | {lowered[0]} | {lowered[1]} | {sum(built)} of {len(built)} |"
+                f"{max(row['batch'] for row in done):.0e} | {lowered[0]} | {lowered[1]} | {sum(built)} of {len(built)}{raw} |"
             )
     counts: dict[str, list[str]] = {}
     for key, row in results.items():

@@ -104,7 +104,7 @@ def _opset_problem(node: ir.Node, context: Context) -> Problem | None:
     if (node.op_type, at.since_version, to.since_version) in CHANGED:
         return Problem("opset", f"{node.op_type} means something else in opset {context.opset}")
     _, telling = extra_attributes(node, context)
-    if telling:
+    if telling and operator(node.op_type, context.target.tensorrt) is not None:  # else that is what there is to say
         return Problem("opset", f"attribute '{telling[0]}' of {node.op_type} is not in opset {context.opset}")
     for index, value in enumerate(node.inputs):
         dtype = None if value is None else context.facts.dtype(value)
