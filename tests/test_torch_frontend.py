@@ -12,6 +12,7 @@ from click.testing import CliRunner
 import graphprune as gp
 from graphprune.backends.onnx import to_bytes
 from graphprune.cli import cli
+from graphprune.errors import ExportError
 
 torch = pytest.importorskip("torch")  # the core is installed without it as well
 nn = torch.nn
@@ -324,3 +325,34 @@ def test_factory_on_the_command_line(tmp_path, monkeypatch):
 def test_onnx_takes_no_example(tmp_path):
     with pytest.raises(gp.GraphPruneError, match="passes are given by name"):
         gp.prune("model.onnx", "l1")
+
+
+def test_operators_of_other_libraries_are_written_as_told() -> None:
+    from onnxscript import opset18 as op
+
+    from graphprune.frontends.torch_export import TRANSLATIONS
+
+    @torch.library.custom_op("graphprune_test::double", mutates_args=())
+    def double(x: torch.Tensor) -> torch.Tensor:
+        return 2 * x
+
+    double.register_fake(torch.empty_like)
+
+    class Doubling(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = torch.nn.Linear(4, 8), torch.nn.Linear(8, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.two(double(self.one(x)))
+
+    with pytest.raises(ExportError, match="graphprune_test"):
+        load_module(Doubling(), torch.randn(2, 4))
+    target = torch.ops.graphprune_test.double.default
+    TRANSLATIONS[target] = lambda x: op.Add(x, x)
+    try:
+        module = Doubling()
+        result = gp.prune(module, torch.randn(2, 4), rate=0.5, scope="group")
+    finally:
+        del TRANSLATIONS[target]
+    assert "Add" in {node.op_type for node in result.ir.graph} and result.plan.verify["passed"]
