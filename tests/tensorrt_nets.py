@@ -196,4 +196,22 @@ NETS: dict[str, onnx.ModelProto] = {
     ),
     "double-inside": net(17, "(float[4] x) => (float[4] y)", "d = Cast<to=11>(x) e = Sqrt(d) f = Cast<to=11>(e) y = Cast<to=1>(f)"),
     "folded-weight": _image("t = Transpose<perm=[1, 0, 2, 3]>(w) y = Conv(x, t)", 17, w=(3, 8, 3, 3)),
+    "sequence-of-sizes": _image(
+        "c = Conv(x, w) s = SplitToSequence<axis=1>(c, sizes) a = SequenceAt(s, one) b = SequenceAt(s, last) d = Relu(b) y = Concat<axis=1>(a, d)",
+        w=(8, 3, 1, 1), sizes=np.array([2, 3, 3]), one=np.array(1), last=np.array(-3),
+    ),
+    "sequence-of-steps": _rows(
+        "s = SplitToSequence<axis=-1>(x, three) a = SequenceAt(s, zero) b = SequenceAt(s, two) t = Relu(a) u = Relu(b) y = Concat<axis=-1>(t, u)",
+        three=np.array(3), zero=np.array(0), two=np.array(2),
+    ),
+    "sequence-of-ones": _rows(
+        "s = SplitToSequence<axis=1, keepdims=0>(x) a = SequenceAt(s, zero) b = SequenceAt(s, five) y = Sub(a, b)", zero=np.array(0), five=np.array(5),
+    ),
+    "bound-in-advance": _rows(
+        "m = Cast<to=7>(most) e = Reshape(m, one) y = Slice(x, one, e, one)", most=np.array(2**63 - 1), one=np.array([1]),
+    ),
+    "grid-of-an-open-batch": _image(
+        "z = Shape(x) h = Gather(z, two) l = Cast<to=1>(h) r = Range(f0, l, f1) c = Reshape(r, column) y = Add(x, c)", 17,
+        two=np.array(2), f0=np.array(0, F), f1=np.array(1, F), column=np.array([16, 1]),
+    ),
 }

@@ -105,6 +105,8 @@ def lower(
     _join(changes, tail.replaced)
     _join(changes, preparing.fold(context))
     _join(changes, preparing.fold_weights(context))
+    _join(changes, preparing.split_sequences(context))
+    RemoveUnusedNodesPass()(source)  # what was computed in advance reads constants no more
     narrowed, lost = preparing.narrow_integers(context)
     _join(changes, narrowed)
     failures = {node: Problem("int64", reason) for node, reason in lost.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from graphprune.backends.tensorrt.rewriting import Context, is_constant
+from graphprune.backends.tensorrt.rewriting import Builder, Context, attribute, given, is_constant
 from graphprune.calibration import evaluate_parameter
 from graphprune.devices import operator
 from graphprune.facts import Array, constant_tensor
@@ -64,6 +64,50 @@ def fold_weights(context: Context) -> Changes:
                 replace_by_constant(context, value, array)
                 changes.setdefault(producer, []).append("computed in advance")
     return changes
+
+
+def split_sequences(context: Context) -> Changes:
+    """Split into values what a model splits into a sequence and takes at constant places, as torch's exporter writes it."""
+    changes: Changes = {}
+    for node in tuple(context.model.graph):
+        if node.op_type != "SplitToSequence" or node.domain or node.outputs[0].is_graph_output():
+            continue
+        readers = [use.node for use in node.outputs[0].uses()]
+        places = [context.facts.known(v) if (v := given(reader, 1)) is not None else None for reader in readers]
+        sizes = _pieces(node, context)
+        if sizes is None or any(
+            reader.op_type != "SequenceAt" or place is None or reader.outputs[0].is_graph_output()
+            for reader, place in zip(readers, places, strict=True)
+        ):
+            continue
+        data = node.inputs[0]
+        assert data is not None
+        builder, axis = Builder(context), int(attribute(node, "axis", 0))
+        parts = builder.split(data, axis, sizes)
+        if given(node, 1) is None and not attribute(node, "keepdims", 1):
+            parts = [builder.squeeze(part, axis) for part in parts]
+        context.model.graph.insert_before(node, builder.nodes)
+        context.made.update(dict.fromkeys(builder.nodes, node))
+        for reader, place in zip(readers, places, strict=True):
+            assert place is not None
+            reader.outputs[0].replace_all_uses_with(parts[int(place.reshape(-1)[0])])
+            changes[reader] = ["a value of its own"]
+        changes[node] = ["Split"]
+    return changes
+
+
+def _pieces(node: ir.Node, context: Context) -> list[int] | None:
+    """How long the pieces of a SplitToSequence are, None where that is not known in advance."""
+    data, told = node.inputs[0], given(node, 1)
+    dims = None if data is None else context.facts.partial(data)
+    size = None if dims is None else dims[int(attribute(node, "axis", 0))]
+    if told is None:
+        return None if size is None else [1] * size
+    known = context.facts.known(told)
+    if known is None or known.ndim:
+        return None if known is None else [int(n) for n in known]
+    step = int(known)
+    return None if size is None or step < 1 else [min(step, size - at) for at in range(0, size, step)]
 
 
 def narrow_integers(context: Context) -> tuple[Changes, dict[ir.Node, str]]:
