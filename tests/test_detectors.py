@@ -23,6 +23,7 @@ torch = pytest.importorskip("torch")
 from examples.detectors import MODELS, darknet  # noqa: E402
 from examples.detectors.__main__ import export, main  # noqa: E402
 from examples.detectors.arcface import ArcFace  # noqa: E402
+from examples.detectors.cfg import model as cfg_model  # noqa: E402
 from examples.detectors.faster_rcnn import SPREADS, FasterRCNN, anchors_of, decode, detections  # noqa: E402
 from examples.detectors.initialise import read_state, ready, temper  # noqa: E402
 from examples.detectors.regions import nms, roi_align  # noqa: E402
@@ -168,6 +169,85 @@ def test_boxes_are_decoded_as_darknet_does() -> None:
     sigmoid = 1 / (1 + np.exp(-1.0))
     want = [(sigmoid * 1.1 - 0.05 + 2) * 16, (0.5 + 1) * 16, 30, 40 * np.exp(0.5), 0.5, 0.5]
     assert found[1, 1, 2].tolist() == pytest.approx(want, rel=1e-6)
+
+
+CFG_TEXT = """
+[net]
+width = 32   # a comment
+height=64
+channels=3
+
+[convolutional]
+batch_normalize=1
+filters=8
+size=3
+stride=2
+pad=1
+activation=mish
+
+[convolutional]
+filters=4
+size=1
+stride=1
+pad=1
+activation=linear
+
+[route]
+layers=-2
+groups=2
+group_id=1
+
+[shortcut]
+from=-2
+activation=relu
+
+[maxpool]
+size=2
+stride=2
+
+[upsample]
+stride=2
+
+[route]
+layers=-1, 0
+
+[maxpool]
+size=2
+stride=1
+
+[convolutional]
+filters=14
+size=1
+activation=logistic
+
+[yolo]
+mask=1,0
+anchors=10,20, 30,40
+classes=2
+scale_x_y=1.1
+"""
+
+
+def test_a_cfg_is_the_network_that_it_says(tmp_path: Path) -> None:
+    import torch.nn.functional as F
+
+    (tmp_path / "net.cfg").write_text(CFG_TEXT)
+    net, x = cfg_model(tmp_path / "net.cfg")
+    assert x.shape == (1, 3, 64, 32)
+    convs = [block for block in net.blocks if list(block.children()) and isinstance(block[0], torch.nn.Conv2d)]
+    one = F.mish(convs[0][1](convs[0][0](x)))
+    summed = F.relu(one[:, 4:] + convs[1][0](one))
+    joined = torch.cat((F.interpolate(F.max_pool2d(summed, 2), scale_factor=2.0), one), 1)
+    pooled = F.max_pool2d(F.pad(joined, (0, 1, 0, 1), value=-1e9), 2, 1)
+    raw = torch.sigmoid(convs[2][0](pooled))
+    assert torch.equal(net(x), darknet.decode(raw, [(30, 40), (10, 20)], 2, 1.1))
+    darknet.save_weights(net, tmp_path / "net.weights")
+    again, _ = cfg_model(tmp_path / "net.cfg", raw=True)
+    darknet.load_weights(again, tmp_path / "net.weights")
+    assert torch.equal(again(x)[0], raw)
+    (tmp_path / "net.cfg").write_text("[net]\n[gru]\n")
+    with pytest.raises(ValueError, match=r"\[gru\] is not known"):
+        cfg_model(tmp_path / "net.cfg")
 
 
 # ------------------------------------------------------------------------------------------------ state dicts

@@ -40,31 +40,38 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m examples.detectors", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     wanted = commands.add_parser("export", help="write a detector as ONNX")
-    wanted.add_argument("name", choices=MODELS)
+    wanted.add_argument("name", choices=[*MODELS, "cfg"])
     wanted.add_argument("--weights", type=Path, help="Darknet's .weights, or a state dict (.pth, .safetensors)")
     wanted.add_argument("--size", type=int, help="height and width of the pictures")
     wanted.add_argument("--classes", type=int, help="as many as the weights were trained for")
     wanted.add_argument("--proposals", type=int, help="of Faster R-CNN; 1000, as published, where there are weights")
+    wanted.add_argument("--cfg", type=Path, help="the .cfg of a network of Darknet's, where NAME is cfg")
     wanted.add_argument("--raw", action="store_true", help="end at the maps of the heads, before boxes are decoded")
     wanted.add_argument("-o", "--output", type=Path, help="default NAME.onnx")
     options = parser.parse_args(arguments)
     factory = importlib.import_module(f"examples.detectors.{options.name}").model
     names = inspect.signature(factory).parameters
-    given = {"size": options.size, "classes": options.classes, "raw": options.raw or None, "proposals": options.proposals}
+    given = {name: getattr(options, name) for name in ("size", "classes", "proposals", "cfg")} | {"raw": options.raw or None}
     if options.weights is not None and "proposals" in names and options.proposals is None:
         given["proposals"] = 1000
     given = {key: value for key, value in given.items() if value is not None}
     unknown = [f"--{key}" for key in given if key not in names]
     if unknown:
         parser.error(f"{options.name} has no {', '.join(unknown)}")
-    module, example = factory(**given)
+    if options.name == "cfg" and options.cfg is None:
+        parser.error("cfg needs --cfg FILE")
+    try:
+        module, example = factory(**given)
+    except (OSError, ValueError, KeyError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     if options.weights is not None:
         try:
             load(module, options.weights)
         except (OSError, ValueError, RuntimeError) as error:
             print(f"error: {options.weights} does not load into {options.name}: {error}", file=sys.stderr)
             return 2
-    path = options.output or Path(f"{options.name}.onnx")
+    path = options.output or Path(f"{options.cfg.stem if options.cfg else options.name}.onnx")
     export(module, example, path)
     print(f"written: {path}" + ("" if options.weights else " (random weights)"))
     return 0
