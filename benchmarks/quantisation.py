@@ -20,7 +20,7 @@ from typing import Any
 
 import graphprune as gp
 from benchmarks.recovery.files import CACHE, note, read
-from graphprune.pipeline import call_on
+from graphprune.evaluation import Evaluation
 from graphprune.stages import ALONE, CUT, INT8, RECOVERED, SOURCE
 
 NETS = ("resnet20", "mobilenetv2", "vgg16_slim", "densenet22", "resnet56")
@@ -70,7 +70,7 @@ def measure(net: str) -> dict[str, Any]:
         for name, passes in VARIANTS.items() if net != "rec" else ():
             other = gp.prune(recovered, passes=[passes], **{**settings, "eval": None})
             save(other.ir, Path(folder) / "variant.onnx")
-            found["variants"][name] = call_on(Path(folder) / "variant.onnx", judge, name)
+            found["variants"][name] = Evaluation(judge)(Path(folder) / "variant.onnx", name)
     assert CUT in stages
     return found
 

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import onnx
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -164,17 +165,21 @@ def load(path: Path = WEIGHTS) -> TinyYolo:
     from safetensors.torch import load_file
 
     network = TinyYolo()
-    network.load_state_dict({name: value.float() for name, value in load_file(path).items()})
+    held = load_file(path)
+    network.load_state_dict({name: value.float() if value.is_floating_point() else value for name, value in held.items()})
     return network.eval()
 
 
 def export(network: TinyYolo, path: Path) -> None:
-    """Write ONNX: input ``image``, output ``boxes``, any batch size."""
+    """Write ONNX: input ``image``, output ``boxes``, any batch size; its metadata say how pictures are fed, as Ultralytics' do."""
     part = path.with_suffix(".part")
     torch.onnx.export(
         network.eval(), (torch.rand(2, 3, *SIZE),), str(part), dynamo=True, external_data=False, opset_version=18, verbose=False,
         input_names=["image"], output_names=["boxes"], dynamic_shapes=({0: torch.export.Dim("batch")},),
     )  # fmt: skip
+    written = onnx.load(part)
+    onnx.helper.set_model_props(written, {"names": "{0: 'drone'}", "stride": str(STRIDES[-1]), "imgsz": str(list(SIZE))})
+    onnx.save(written, part)
     part.replace(path)
 
 
@@ -194,9 +199,10 @@ def main() -> None:
 
     network = train(options.pictures, options.epochs, options.rate, CACHE / "checkpoint.pt")
     part = options.out / f"{WEIGHTS.name}.part"
-    save_file(network.state_dict(), part)
+    # Half precision is enough to go on from, and half as much to ship; the model is made from just these weights.
+    save_file({name: value.half() if value.is_floating_point() else value for name, value in network.state_dict().items()}, part)
     part.replace(options.out / WEIGHTS.name)
-    export(network, options.out / MODEL.name)
+    export(load(options.out / WEIGHTS.name), options.out / MODEL.name)
     print(f"written: {options.out / WEIGHTS.name}, {options.out / MODEL.name}")
 
 
