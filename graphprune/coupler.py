@@ -36,6 +36,10 @@ class Freeze:
     reason: str
 
 
+#: Numbers of a constant that was written down: fewer are chance, more are no bins. And how wide a fixed matrix is at most.
+FEWEST_FIXED, MOST_FIXED, LONGEST_TRANSFORM = 4, 4096, 8
+
+
 @dataclass(frozen=True)
 class Operand:
     """An input of a node that is a parameter, with the part it plays: weight, bias, scale, table, ..."""
@@ -182,11 +186,14 @@ class Coupler:
         axes: Axes | None = None
         if shape is not None:
             axes = []
+            fixed, why = fixed_axes(value)
             for i, n in enumerate(shape):
                 place = (value, i)
                 if n > LONGEST_AXIS:
                     self.freezes.append(Freeze(place, None, f"axis of {n} indices: longer than any layer is wide"))
-                rows = frozen_rows(n) if n <= 1 or n > LONGEST_AXIS else self.units.fresh(n)[:, None]
+                if i in fixed:
+                    self.freezes.append(Freeze(place, None, f"'{value.name}' {why}"))
+                rows = frozen_rows(n) if n <= 1 or n > LONGEST_AXIS or i in fixed else self.units.fresh(n)[:, None]
                 # Constants are zero at removed indices only where a role masks them.
                 axes.append(Axis(rows, False, (place,)))
             self.constants.append(value)
@@ -297,6 +304,29 @@ class Coupler:
             self.bind(value, bind.get(value), f"input '{value.name}' of a subgraph")
         self.sweep(graph)
         return [self.axes_of(value) for value in graph.outputs]
+
+
+def fixed_axes(value: ir.Value) -> tuple[set[int], str]:
+    """Axes of a constant that was written down, not trained, and what shows it.
+
+    One kind counts evenly from 0 or from 1 step on: an expectation over bins (the sides of a box, an age) is a product with it,
+    and without some of its bins it could not say all that it is there to say. The other is a small matrix of halves and wholes,
+    as turns centre and size of a box into corners: what is left of it without some of its rows means something else.
+    """
+    tensor = value.const_value
+    if tensor is None or not tensor.dtype.is_floating_point() or not FEWEST_FIXED <= tensor.size <= MOST_FIXED:
+        return set(), ""
+    wide = [axis for axis, n in enumerate(tensor.shape.numpy()) if n > 1]
+    if len(wide) == 1:
+        numbers = tensor.numpy().reshape(-1).astype(np.float64)
+        step = numbers[1] - numbers[0]
+        even = step > 0 and numbers[0] in (0.0, step) and np.allclose(np.diff(numbers), step, rtol=1e-5, atol=0)
+        return (set(wide), "counts along it: positions, no trained weights") if even else (set(), "")
+    if len(wide) == 2 and max(int(tensor.shape.numpy()[axis]) for axis in wide) <= LONGEST_TRANSFORM:
+        doubled = tensor.numpy().astype(np.float64).reshape(-1) * 2
+        plain = np.array_equal(doubled, np.round(doubled)) and float(np.abs(doubled).max()) <= 4
+        return (set(wide), "holds halves and wholes alone: a fixed transform, no trained weights") if plain else (set(), "")
+    return set(), ""
 
 
 def _places(axes: Sequence[Axis]) -> tuple[Place, ...]:

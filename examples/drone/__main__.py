@@ -14,6 +14,7 @@ import html
 import io
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -32,8 +33,8 @@ from graphprune.detection.reading import Reader, reader
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = Path(__file__).with_name("drone.onnx")
-#: The methods of the thesis, and the best of ours: passes and options, all at the same rate.
-METHODS = {
+#: The methods of the thesis, and the best of ours: passes and options, all to the same amount.
+METHODS: dict[str, list[str]] = {
     "entropy": ["--pass", "entropy"],
     "parallel": ["--pass", "entropy", "--pass", "bn-scale", "--combine", "parallel"],
     "similarity": ["--pass", "similarity"],
@@ -58,24 +59,29 @@ def graphprune(arguments: Sequence[str]) -> dict[str, Any]:
 class Example:
     """One run of the example: where its files lie, and what was measured so far."""
 
-    def __init__(self, out: Path, rate: float, steps: int) -> None:
-        self.out, self.rate, self.steps = out, rate, steps
-        out.mkdir(parents=True, exist_ok=True)
-        self.path = out / f"results.{rate:g}.{steps}.json"
-        self.results: dict[str, Any] = json.loads(self.path.read_text()) if self.path.exists() else {}
+    def __init__(self, out: Path, amount: Sequence[str], steps: int) -> None:
+        self.out, self.amount, self.steps = out / re.sub(r"[^\w.]+", "", "".join(amount)), list(amount), steps
+        self.data = out
+        self.out.mkdir(parents=True, exist_ok=True)
+        self.path = self.out / f"results.{steps}.json"
+        self.results = self._read()
+
+    def _read(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.path.read_text()) if self.path.exists() else {}
+        return found
 
     def note(self, key: str, found: Any) -> None:
         """Keep a result; written at once."""
-        self.results[key] = found
+        self.results = {**self._read(), key: found}
         part = self.path.with_suffix(".part")
         part.write_text(json.dumps(self.results, indent=1))
         part.replace(self.path)
 
     def pictures(self) -> None:
         """Draw what is judged on and what is learnt from."""
-        if not (self.out / "test" / "annotations" / "instances.json").exists():
-            write_coco(self.out / "test", "test", PICTURES)
-        folder = self.out / "calibration"
+        if not (self.data / "test" / "annotations" / "instances.json").exists():
+            write_coco(self.data / "test", "test", PICTURES)
+        folder = self.data / "calibration"
         folder.mkdir(exist_ok=True)
         for number in range(CALIBRATION):
             path = folder / f"{number:05}.png"
@@ -102,8 +108,8 @@ class Example:
             passes += ["--pass", "quantize"]
         target = self.file(method, stage)
         found = graphprune([
-            "run", str(MODEL), "-o", str(target), *passes, "--rate", f"{self.rate:g}", "--data", str(self.out / "calibration"),
-            "--samples", str(FITTED), "--mean", "0,0,0", "--std", "1,1,1", "--eval", f"coco:{self.out / 'test'}",
+            "run", str(MODEL), "-o", str(target), *passes, *self.amount, "--data", str(self.data / "calibration"),
+            "--samples", str(FITTED), "--mean", "0,0,0", "--std", "1,1,1", "--eval", f"coco:{self.data / 'test'}",
             "--report", str(target.with_suffix(".html")),
         ])  # fmt: skip
         for name, when in (("source", "before"), (key, "after")):
@@ -124,7 +130,7 @@ class Example:
         target = self.out / "tx2"
         if not target.exists():
             graphprune(["build", str(self.file(method, "distilled")), "--target", "jetson-tx2", "-o", str(target), "--data",
-                        str(self.out / "calibration"), "--mean", "0,0,0", "--std", "1,1,1"])  # fmt: skip
+                        str(self.data / "calibration"), "--mean", "0,0,0", "--std", "1,1,1"])  # fmt: skip
         print(f"for the device: {target}")
 
     def rows(self, methods: Sequence[str]) -> list[tuple[str, ...]]:
@@ -198,16 +204,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path(os.path.relpath(ROOT / "build" / "drone")))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--rate", type=float, default=0.7, help="share of the prunable channels to remove")
-    parser.add_argument("--steps", type=int, default=3000, help="of distillation")
+    parser.add_argument("--macs", type=float, default=0.3, help="share of the multiply-accumulates to keep")
+    parser.add_argument("--rate", type=float, help="share of the prunable channels to remove, instead")
+    parser.add_argument("--steps", type=int, default=2000, help="of distillation")
+    parser.add_argument("--until", choices=STAGES, default=STAGES[-1], help="the last stage")
     parser.add_argument("--best", choices=METHODS, default="obs", help="the method that goes on to INT8 and the device")
     options = parser.parse_args()
-    example = Example(options.out.resolve(), options.rate, options.steps)
+    amount = ["--budget", f"macs={options.macs:g}"] if options.rate is None else ["--rate", f"{options.rate:g}"]
+    example = Example(options.out.resolve(), amount, options.steps)
     example.pictures()
     best = options.best if options.best in options.methods else options.methods[0]
     for method in options.methods:
-        for stage in STAGES[:3] if method != best else STAGES:
-            example.run(method, stage)
+        for stage in STAGES[: STAGES.index(options.until) + 1]:
+            if stage != "INT8" or method == best:
+                example.run(method, stage)
+    if options.until != STAGES[-1]:
+        print(markdown(example.rows(options.methods)))
+        return
     example.time(options.methods)
     example.build(best)
     rows = example.rows(options.methods)
