@@ -162,11 +162,13 @@ def table(results: dict[str, Row]) -> str:
                 said = [row["targets"][place] for row in done]
                 good = [row for row in said if "error" in row and not row["unsupported"]]
                 lowered.append(f"{len(good)} of {len(said)}")
+            agreed = [row["oracle"]["error"] for row in done if not row["oracle"]["problems"]]
+            oracle = f"{max(agreed, default=0.0):.0e}" + (f" ({len(agreed)} of {len(done)})" if len(agreed) < len(done) else "")
             built = [target["rtx"]["ok"] for row in done for target in [*row["targets"], *row.get("raw", [])] if "rtx" in target]
             raw = " (raw heads)" if any("raw" in row for row in done) else ""
             lines.append(
                 f"| {name} | {method} | {' / '.join(format(row['macs'], '.3f') for row in done)} | "
-                f"{max(row['error'] for row in done):.0e} | {max(row['oracle']['error'] for row in done):.0e} | "
+                f"{max(row['error'] for row in done):.0e} | {oracle} | "
                 f"{max(row['batch'] for row in done):.0e} | {lowered[0]} | {lowered[1]} | {sum(built)} of {len(built)}{raw} |"
             )
     counts: dict[str, list[str]] = {}

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from examples.detectors.darknet import Conv, Residual, alternating, decode, output
-from examples.detectors.initialise import ready
+from examples.detectors.initialise import ready, temper
 
 #: Stride -> anchors in pixels, and how far centres may lie beyond their cell.
 ANCHORS = {
@@ -128,4 +128,7 @@ class YOLOv4(nn.Module):
 
 def model(size: int = 416, *, raw: bool = False, classes: int = 80) -> tuple[nn.Module, Tensor]:
     """The network with random weights, and an example input."""
-    return ready(lambda: YOLOv4(classes, raw=raw), (1, 3, size, size))
+    net, example = ready(lambda: YOLOv4(classes, raw=raw), (1, 3, size, size))
+    # A hundred random layers make much of a difference of rounding; heads that begin small, as in training, keep it small.
+    temper(net, example, {f"head{level}.1": 0.05 for level in (3, 4, 5)})
+    return net, example
