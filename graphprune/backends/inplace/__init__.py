@@ -143,8 +143,8 @@ def check_masked(state: State, proof: Proof, wanted: Sequence[Arrays]) -> None:
             if computed := sorted(folded & plan.tensors.keys() - parts):
                 more = f" and {len(computed) - 1} more" if len(computed) > 1 else ""
                 state.note(
-                    f"the module's own code computes weights from '{computed[0]}'{more} (it standardises them, say): they are cut as "
-                    "computed, with what was taken over the whole weight, and not as if zeros stood in the tensor itself"
+                    f"the module's own code computes weights from '{computed[0]}'{more} (it standardises them, say): they are cut "
+                    "as computed, with what was taken over the whole weight, and not as if zeros stood in the tensor itself"
                 )
                 return
             try:
