@@ -298,6 +298,16 @@ class Coupler:
         if not is_plainly_frozen(axis.rows):
             self.across.append(Across(node, axis.places, axis.rows, reason, exact))
 
+    def standardised(self, weight: ir.Value, statistic: ir.Value) -> None:
+        """A statistic was taken over a weight: without some of what it was taken over it would be another one."""
+        held = [self.units.resolve(axis.rows).reshape(-1) for axis in self.axes_of(statistic) or []]
+        there = np.unique(np.concatenate(held)) if held else np.zeros(0, np.int64)
+        users = [node for node, _ in statistic.uses()]
+        for axis in self.axes_of(weight) or []:
+            rows = self.units.resolve(axis.rows)
+            if users and not np.isin(rows[rows > 0], there).any():
+                self.inexact(users[0], axis, f"a statistic of '{weight.name}' is taken over it")
+
     def graph(self, graph: ir.Graph, bind: Mapping[ir.Value, Axes | None]) -> list[Axes | None]:
         """Sweep a body whose inputs have the axes of ``bind`` (None: frozen); the axes of its outputs."""
         for value in graph.inputs:

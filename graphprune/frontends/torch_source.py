@@ -51,6 +51,10 @@ class TorchSource:
     prefix: str = ""
     notes: tuple[str, ...] = ()
 
+    def is_computed_from(self, name: str) -> bool:
+        """Whether torch's own weight norm or a parametrization computes a weight from a parameter, as the names tell that torch gives."""
+        return "parametrizations." in name or name.endswith(("_v", "_g"))
+
     def names(self, name: str) -> tuple[str, ...]:
         """Every name in the module's ``state_dict`` of the initializer ``name``."""
         return self.aliases.get(name, (name,))

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
+
+import onnx_ir as ir
 
 from graphprune import shapes
 from graphprune.coupler import Coupler
 from graphprune.coupling import Frozen, finish, node_name
 from graphprune.errors import ModelError
 from graphprune.facts import Facts
+from graphprune.folding import MADE_FROM
 from graphprune.passes.base import Kind, Pass, State
 
 #: Elements of one value that are still computed (8 GB of float32).
@@ -33,6 +36,8 @@ class Couple(Pass):
         check_sizes(state)
         coupler = Coupler(facts, state.model.graph.opset_imports, varied(state))
         coupler.run(state.model.graph)
+        for source, statistic in standardised(state):
+            coupler.standardised(source, statistic)
         state.coupling = finish(coupler)
         reason = "only constants are computed from it: the result is folded into the model"
         for value, node in state.folded:
@@ -47,6 +52,22 @@ class Couple(Pass):
             state.note(f"{node.op_type} '{node.name}' is frozen: {problem}")
         if len(coupler.unshaped) > 3:
             state.note(f"... and {len(coupler.unshaped) - 3} more nodes frozen for unknown shapes (see inspect)")
+
+
+def standardised(state: State) -> Iterator[tuple[ir.Value, ir.Value]]:
+    """Weights that a torch module standardises in code of its own, and what was taken over them in advance (a mean, a spread).
+
+    torch's own weight norm and parametrizations are left out: there the computed weight counts as the trained one, and what it
+    is computed from is set so that it stays what it was.
+    """
+    torch = state.loaded.torch
+    if torch is None:
+        return
+    for value in state.model.graph.initializers.values():
+        for name in value.meta.get(MADE_FROM, ()):
+            source = state.model.graph.initializers.get(name)
+            if source is not None and name in torch.parameters and not torch.is_computed_from(name):
+                yield source, value
 
 
 def check_sizes(state: State) -> None:
