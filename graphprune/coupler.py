@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from graphprune.ops.traits import contracts
 from graphprune.rules import Axes, Axis, OpRule, OpView, Place, UnknownShape, rule_for
 from graphprune.shapes import Facts
 from graphprune.units import Rows, Units, concat_rows, frozen_rows, is_plainly_frozen, merge_rows
@@ -36,8 +37,8 @@ class Freeze:
     reason: str
 
 
-#: Numbers of a constant that was written down: fewer are chance, more are no bins. And how wide a fixed matrix is at most.
-FEWEST_FIXED, MOST_FIXED, LONGEST_TRANSFORM = 4, 4096, 8
+#: Numbers of a constant that was written down: fewer are chance, more are no bins.
+FEWEST_BINS, MOST_BINS = 8, 4096
 
 
 @dataclass(frozen=True)
@@ -319,23 +320,24 @@ class Coupler:
 def fixed_axes(value: ir.Value) -> tuple[set[int], str]:
     """Axes of a constant that was written down, not trained, and what shows it.
 
-    One kind counts evenly from 0 or from 1 step on: an expectation over bins (the sides of a box, an age) is a product with it,
-    and without some of its bins it could not say all that it is there to say. The other is a small matrix of halves and wholes,
-    as turns centre and size of a box into corners: what is left of it without some of its rows means something else.
+    One kind is contracted with and counts evenly from 0 on: an expectation over bins (the sides of a box, an age), which without
+    some of its bins could not say all that it is there to say. The other is a 4 x 4 matrix of few halves and wholes that mixes
+    what it is given, as turns centre and size of a box into corners: without some of its rows it means something else.
     """
     tensor = value.const_value
-    if tensor is None or not tensor.dtype.is_floating_point() or not FEWEST_FIXED <= tensor.size <= MOST_FIXED:
+    if tensor is None or not tensor.dtype.is_floating_point() or not FEWEST_BINS <= tensor.size <= MOST_BINS:
         return set(), ""
-    wide = [axis for axis, n in enumerate(tensor.shape.numpy()) if n > 1]
-    if len(wide) == 1:
+    sizes = tensor.shape.numpy()
+    wide = [axis for axis, n in enumerate(sizes) if n > 1]
+    if len(wide) == 1 and all(contracts(node) for node, _ in value.uses()):
         numbers = tensor.numpy().reshape(-1).astype(np.float64)
-        step = numbers[1] - numbers[0]
-        even = step > 0 and numbers[0] in (0.0, step) and np.allclose(np.diff(numbers), step, rtol=1e-5, atol=0)
+        even = numbers[0] == 0 and numbers[1] > 0 and np.allclose(np.diff(numbers), numbers[1], rtol=1e-5, atol=0)
         return (set(wide), "counts along it: positions, no trained weights") if even else (set(), "")
-    if len(wide) == 2 and max(int(tensor.shape.numpy()[axis]) for axis in wide) <= LONGEST_TRANSFORM:
-        doubled = tensor.numpy().astype(np.float64).reshape(-1) * 2
-        plain = np.array_equal(doubled, np.round(doubled)) and float(np.abs(doubled).max()) <= 4
-        return (set(wide), "holds halves and wholes alone: a fixed transform, no trained weights") if plain else (set(), "")
+    if [sizes[axis] for axis in wide] == [4, 4]:
+        matrix = tensor.numpy().reshape(4, 4).astype(np.float64)
+        plain = bool(np.isin(matrix, (-1, -0.5, 0, 0.5, 1)).all()) and (matrix == 0).sum() >= 8
+        mixes = ((matrix != 0).sum(axis=0) == 2).all() and ((matrix != 0).sum(axis=1) == 2).all()
+        return (set(wide), "is a fixed transform of boxes, no trained weights") if plain and mixes else (set(), "")
     return set(), ""
 
 

@@ -52,7 +52,7 @@ class TorchSource:
     notes: tuple[str, ...] = ()
 
     def is_computed_from(self, name: str) -> bool:
-        """Whether torch's own weight norm or a parametrization computes a weight from a parameter, as the names tell that torch gives."""
+        """Whether torch's own weight norm or a parametrization computes a weight from it, as the names tell that torch gives."""
         return "parametrizations." in name or name.endswith(("_v", "_g"))
 
     def names(self, name: str) -> tuple[str, ...]:

@@ -28,6 +28,8 @@ _FUSED_EARLY = {"LayerNormalization": 17}
 _OPTIONAL_ADDENDS = {"Conv": 2, "ConvTranspose": 2}
 #: The same, where they hold one number an output channel or column.
 _BIASES = {**_OPTIONAL_ADDENDS, "Gemm": 2}
+#: Ops that sum products.
+_CONTRACTING = frozenset({"Conv", "Einsum", "Gemm", "MatMul"})
 #: Ops that choose or step by the values of floating-point numbers: where two of them are nearly equal, rounding decides.
 _DECIDING = frozenset({
     "ArgMax", "ArgMin", "Ceil", "Equal", "Floor", "Greater", "GreaterOrEqual", "Hardmax", "Less", "LessOrEqual", "Mod",
@@ -46,6 +48,11 @@ BODY_TYPES = {"Loop": (ir.DataType.INT64, ir.DataType.BOOL)}
 def reads_sizes(node: ir.Node) -> bool:
     """Whether a node gives the sizes of its input, whatever that holds."""
     return node.op_type in _SIZES and not node.domain
+
+
+def contracts(node: ir.Node) -> bool:
+    """Whether a node sums products along an axis that its inputs share."""
+    return node.op_type in _CONTRACTING and not node.domain
 
 
 def decides(node: ir.Node) -> bool:
