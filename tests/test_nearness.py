@@ -109,3 +109,17 @@ def test_a_detector_is_taught_by_what_matters(tmp_path: Path) -> None:
     # What judges in torch is what the report judges by in ONNX Runtime.
     assert record["scores"][0][1] == pytest.approx(before["divergence"], rel=1e-3)
     assert min(score for _, score in record["scores"]) == pytest.approx(after["divergence"], rel=1e-3)
+
+
+def test_what_a_decoder_was_given_is_not_trained() -> None:
+    """Cells, anchors and bins are no weights; the convolution before them is one."""
+    pytest.importorskip("torch")
+    import onnx_ir as ir
+
+    from graphprune.backends.torch_state import is_trained
+    from tests.patterns.build import REGISTRY
+
+    model = ir.from_proto(REGISTRY["yolov8_distribution_and_classes"].build())
+    trained = {name for name, value in model.graph.initializers.items() if is_trained(value)}
+    assert {"stem.w", "b3.w", "c3.w"} <= trained
+    assert not {"dfl", "points"} & trained

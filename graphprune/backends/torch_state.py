@@ -13,6 +13,7 @@ import onnx_ir as ir
 from torch import fx, nn
 
 from graphprune.backends.torch_ops.dtypes import FLOATS, is_writable, tensor_of
+from graphprune.coupler import fixed_axes
 from graphprune.frontends.onnx import plan_name
 from graphprune.ops.trained import weight_use
 from graphprune.plan import TRAINED
@@ -37,7 +38,15 @@ def is_trained(value: ir.Value) -> bool:
     if kind in ("PARAMETER", "BUFFER"):
         return kind == "PARAMETER"
     use = weight_use(value)
-    return use == "weight" or (use == "table" and const.size > 1 and not _is_mask(const.numpy()))
+    if use == "weight":
+        return not fixed_axes(value)[0]
+    return use == "table" and const.size > 1 and not _is_mask(const.numpy()) and not _is_written(const.numpy())
+
+
+def _is_written(array: npt.NDArray[Any]) -> bool:
+    """Whether a table holds different halves and wholes alone, as cells, anchors and strides are: no training ends so."""
+    doubled = array.astype(np.float64).reshape(-1) * 2
+    return len(doubled) > 0 and bool(np.isfinite(doubled).all() and (doubled == np.round(doubled)).all() and np.ptp(doubled) > 0)
 
 
 def _is_mask(array: npt.NDArray[Any]) -> bool:
