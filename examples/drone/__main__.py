@@ -121,7 +121,7 @@ class Example:
         # What is recovered has the sizes of what is cut.
         keys = [key for m in methods for stage in STAGES if stage != "recovered" and (key := f"{m}/{stage}") in self.results]
         files = [self.file(*key.split("/")) for key in keys]
-        found = graphprune(["bench", str(MODEL), *map(str, files), "--threads", "1", "--runs", "60"])
+        found = graphprune(["bench", str(MODEL), *map(str, files), "--threads", "1", "--clock", "cpu", "--runs", "60"])
         for key, row in zip(["source", *keys], found["models"], strict=True):
             self.note(key, {**self.results[key], "ms": row["median_ms"], "share": row.get("ratio") or 1.0})
 
