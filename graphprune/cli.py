@@ -21,6 +21,7 @@ from graphprune import __version__
 from graphprune.cli_bench import bench
 from graphprune.cli_build import build, devices
 from graphprune.cli_calibrate import calibrate
+from graphprune.cli_demo import demo
 from graphprune.cli_finetune import finetune
 from graphprune.cli_text import numbers, sizes
 from graphprune.collecting import SELDOM
@@ -371,6 +372,7 @@ def passes(as_json: bool) -> None:
 cli.add_command(bench)
 cli.add_command(build)
 cli.add_command(calibrate)
+cli.add_command(demo)
 cli.add_command(devices)
 cli.add_command(finetune)
 

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif"})
 
-_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+#: Pillow's name of a picture of so many channels.
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _LONGEST_SIDE = 640
 _STEP = 32
@@ -79,7 +80,7 @@ def decode(path: Path, channels: int) -> Image.Image:
                 upright = _eight_bits(upright)
             if "transparency" in upright.info and channels == 3:
                 upright = upright.convert("RGBA")
-            return upright.convert(_MODES[channels])
+            return upright.convert(MODES[channels])
         except (OSError, ValueError, SyntaxError, MemoryError, Image.DecompressionBombError) as error:
             raise DataError(f"{path} cannot be read as an image: {error}") from error
 

@@ -67,7 +67,7 @@ class Judge:
         if self._way is None:
             model = ir.load(source)
             metadata = dict(model.metadata_props)
-            plain = feeder(input_specs(model), self.asked.sides or _stated(metadata))
+            plain = feeder(input_specs(model), self.asked.sides or stated_sides(metadata))
             self._way = find_way(session(source), plain, self.data, metadata, self.asked)
         return self._way
 
@@ -92,7 +92,7 @@ def session(path: Path) -> Run:
     return run
 
 
-def _stated(metadata: Mapping[str, str]) -> tuple[int, int]:
+def stated_sides(metadata: Mapping[str, str]) -> tuple[int, int]:
     """Height and width that a file says it was made for."""
     sizes = [int(size) for size in re.findall(r"\d+", metadata.get("imgsz", ""))]
     return (sizes[0], sizes[-1]) if sizes and min(sizes) > 0 else (SIDE, SIDE)

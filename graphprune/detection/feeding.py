@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from graphprune.detection.boxes import Boxes
 from graphprune.errors import DataError
-from graphprune.images import decode
+from graphprune.images import MODES, decode
 from graphprune.inputs import IMAGE_CHANNELS, Array, Feed, ImageAxes, InputSpec, image_axes, int_range
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 Fit = Literal["letterbox", "corner", "stretch"]
 #: What pads a picture, as Ultralytics and YOLOX do.
@@ -98,9 +101,9 @@ class Feeder:
         """Pictures of a feed: as many as the model insists on."""
         return 1 if self.axes.batch is None else self.image.size(self.axes.batch) or 1
 
-    def feed(self, paths: Sequence[Path]) -> tuple[Feed, list[Placed]]:
-        """One feed; fewer pictures than the model insists on are filled up with the last one."""
-        arrays, placed = zip(*(self._picture(path) for path in paths), strict=True)
+    def feed(self, pictures: Sequence[Path | Image.Image]) -> tuple[Feed, list[Placed]]:
+        """One feed of files or pictures; fewer than the model insists on are filled up with the last one."""
+        arrays, placed = zip(*(self._picture(picture) for picture in pictures), strict=True)
         if self.axes.batch is None:
             array = arrays[0]
         else:
@@ -111,11 +114,11 @@ class Feeder:
                 feed[spec.name] = self._beside(spec)
         return feed, list(placed)
 
-    def _picture(self, path: Path) -> tuple[Array, Placed]:
+    def _picture(self, given: Path | Image.Image) -> tuple[Array, Placed]:
         from PIL import Image
 
         channels = self.image.size(self.axes.channel) or 3
-        image = decode(path, channels)
+        image = decode(given, channels) if isinstance(given, Path) else given.convert(MODES[channels])
         width, height = image.size
         tall, wide = self.size
         if self.fit == "stretch":

@@ -155,7 +155,7 @@ def find_way(run: Run, plain: Feeder, data: DataSet, metadata: Mapping[str, str]
     pictures = evenly(seen or data.pictures, TRIED)
     best: Way | None = None
     reached, tried = -1.0, 0
-    for way in _first_ways(plain, metadata, asked):
+    for way in first_ways(plain, metadata, asked):
         for understood, score in _understandings(run, way, data, pictures, metadata, asked):
             tried += 1
             if best is None or score > reached + BETTER:
@@ -193,7 +193,7 @@ def from_ultralytics(metadata: Mapping[str, str]) -> bool:
     return {"stride", "names"} <= set(metadata)
 
 
-def _first_ways(plain: Feeder, metadata: Mapping[str, str], asked: Asked) -> list[Feeder]:
+def first_ways(plain: Feeder, metadata: Mapping[str, str], asked: Asked) -> list[Feeder]:
     """Feeders that differ in what is made of pixels, the usual ones first."""
     plain = replace(plain, fit=asked.fit or "letterbox")
     if not is_float(plain.image.dtype):
@@ -206,7 +206,11 @@ def _first_ways(plain: Feeder, metadata: Mapping[str, str], asked: Asked) -> lis
         given = [PIXELS[asked.pixels]]
     else:
         given = [PIXELS["unit"]] if from_ultralytics(metadata) else list(PIXELS.values())
-    orders = ("rgb",) if from_ultralytics(metadata) else ("rgb", "bgr")
+    channels = plain.image.size(plain.axes.channel) or 3
+    fitting = [(mean, std) for mean, std in given if {len(mean), len(std)} <= {1, channels}]
+    if not fitting:
+        raise DataError(f"a mean or std of {max(map(len, given[0]))} channels was asked for; input {plain.image} has {channels}")
+    orders = ("rgb",) if from_ultralytics(metadata) or channels != 3 else ("rgb", "bgr")
     if asked.channels is not None:
         orders = (asked.channels,)
     # Means that were given are in the order of the channels given.
@@ -214,7 +218,7 @@ def _first_ways(plain: Feeder, metadata: Mapping[str, str], asked: Asked) -> lis
     return [
         replace(plain, mean=mean[::-1] if turned and order == "bgr" else mean, std=std[::-1] if turned and order == "bgr" else std,
                 bgr=order == "bgr")
-        for order in orders for mean, std in given
+        for order in orders for mean, std in fitting
     ]  # fmt: skip
 
 
@@ -232,17 +236,23 @@ def _understandings(
     picking = replace(EVERYTHING, overlap=asked.overlap)
     read = [how.read(output, picking) for output in outputs]
     every = [boxes for many in read for boxes in many]
-    clear = [boxes.corners[boxes.scores >= 0.5 * boxes.scores.max()] for boxes in every if len(boxes)]
-    normalised = bool(clear) and float(np.quantile(np.concatenate(clear), 0.99)) <= SHARES
+    normalised = in_shares(every)
     labels = sorted({int(label) for boxes in every for label in np.unique(boxes.labels)})
     for (said, classes), rows_first in itertools.product(_numberings(labels, data, metadata, asked.classes), (False, True)):
-        words = f"{_fed(feeder)}; {how}; classes {said}" + ("; boxes as top, left, bottom, right" if rows_first else "")
+        words = f"{fed(feeder)}; {how}; classes {said}" + ("; boxes as top, left, bottom, right" if rows_first else "")
         way = Way(feeder, how, normalised, rows_first, classes, words)
         found = [boxes for many, places in zip(read, placed, strict=True) for boxes in way.understood(many, places)]
         yield way, mean_average_precision(data, found, pictures)["map50"]
 
 
-def _fed(feeder: Feeder) -> str:
+def in_shares(read: Sequence[Boxes]) -> bool:
+    """Whether corners are shares of the input's sides, by the better half of what was found."""
+    clear = [boxes.corners[boxes.scores >= 0.5 * boxes.scores.max()] for boxes in read if len(boxes)]
+    return bool(clear) and float(np.quantile(np.concatenate(clear), 0.99)) <= SHARES
+
+
+def fed(feeder: Feeder) -> str:
+    """How pictures go in, in words."""
     fits = {"letterbox": "fitted into the middle, grey around", "corner": "fitted to the top left, grey beside",
             "stretch": "stretched"}  # fmt: skip
     pixels = next((IN_WORDS[name] for name, (mean, std) in PIXELS.items() if (mean, std) == (feeder.mean, feeder.std)), None)

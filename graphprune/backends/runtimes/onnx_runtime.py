@@ -33,6 +33,12 @@ class OnnxEngine:
         assert self._session is not None
         self._session.run(None, dict(feed))
 
+    def outputs(self, feed: Feed) -> dict[str, Any]:
+        """One inference: output name to array."""
+        assert self._session is not None
+        names = [output.name for output in self._session.get_outputs()]
+        return dict(zip(names, self._session.run(names, dict(feed)), strict=True))
+
     def close(self) -> None:
         self._session = None
 
